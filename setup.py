@@ -1,0 +1,35 @@
+"""Package metadata. Ranges here are what works; requirements.txt pins what is tested."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="qdrop",
+    version="0.1.0",
+    description="Post-training quantization of vision networks to 2-4 bits by QDrop (ICLR 2022)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["qdrop", "qdrop.*"]),
+    package_data={"qdrop": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.8",
+        "torchvision>=0.23",
+        "timm>=1.0.15",
+        "numpy>=2.0",
+        "matplotlib>=3.9",
+        "omegaconf>=2.3",
+        "psutil>=6.0",
+        "pydantic>=2.9",
+        "rich>=13.7",
+        "safetensors>=0.4.5",
+        "scikit-learn>=1.5",
+    ],
+    extras_require={
+        "test": ["mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.8", "nbclient>=0.10", "ipykernel>=6.29"],
+        "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29"],
+    },
+    entry_points={"console_scripts": ["qdrop=qdrop.solver.main_imagenet:main"]},
+)
