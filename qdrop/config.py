@@ -1,0 +1,235 @@
+"""The settings of a run: typed, checked dataclasses. An unknown key or a value out of range is an error.
+
+The docstring below a field is its help text (``--help``). Reading YAML, overrides and errors: ``config_io.py``.
+"""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+# A text among the annotations is what help and errors say of the type.
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), "auto | cpu | cuda | cuda:N"]
+
+ActivationQuantizer = Literal["FixedFakeQuantize", "LSQFakeQuantize", "LSQPlusFakeQuantize"]
+Quantizer = Literal[ActivationQuantizer, "AdaRoundFakeQuantize"]
+Observer = Literal[
+    "MinMaxObserver",
+    "AvgMinMaxObserver",
+    "MSEObserver",
+    "AvgMSEObserver",
+    "MSEFastObserver",
+    "AvgMSEFastObserver",
+]
+
+
+@dataclass(config=STRICT, frozen=True)
+class QConfig:
+    """How a tensor is quantized."""
+
+    quantizer: Quantizer
+    """Which fake quantizer."""
+    observer: Observer = "MSEObserver"
+    """How the range is found from data: min-max or the least quantization error; Avg: averaged over batches."""
+    bit: Bits = 4
+    """Number of bits."""
+    symmetric: bool = False
+    """Zero point fixed at 0, integers from -2^(bit-1); otherwise integers from 0 to 2^bit - 1."""
+    ch_axis: int = -1
+    """Axis with a scale of its own for each channel; -1: one scale for the whole tensor."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class ActivationQConfig(QConfig):
+    """How activations are quantized."""
+
+    quantizer: ActivationQuantizer = "LSQFakeQuantize"
+    """Fixed: range from the observer; LSQ: scale learned; LSQPlus: scale and zero point learned."""
+    ch_axis: Literal[-1, 1] = -1
+    """-1: one scale for the whole tensor; 1: one for each channel."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class WeightQConfig(QConfig):
+    """How weights are quantized."""
+
+    quantizer: Quantizer = "AdaRoundFakeQuantize"
+    """AdaRound: rounding up or down learned by reconstruction, without which it is to the nearest."""
+    bit: Bits = 2
+    """Number of bits."""
+    ch_axis: Literal[-1, 0] = 0
+    """-1: one scale for the whole tensor; 0: one for each output channel."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class LayerBits:
+    """Bits of the modules whose name matches a pattern."""
+
+    w_bit: Bits | None = None
+    """Bits of their weights; null: unchanged."""
+    a_bit: Bits | None = None
+    """Bits of their activations; null: unchanged."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class ReconConfig:
+    """Reconstruction, unit by unit."""
+
+    batch_size: Count = 32
+    """Calibration images in one iteration, drawn with replacement."""
+    scale_lr: NotNegative = 4e-5
+    """Learning rate of the activation scales; decays to 0 by a cosine."""
+    round_lr: NotNegative = 1e-3
+    """Learning rate of the weight rounding."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Fraction of the iterations before the rounding term sets in."""
+    weight: NotNegative = 0.01
+    """Weight of the rounding term in the loss: 0.01 ResNet, RegNet; 0.1 MobileNetV2; 0.2 MNASNet."""
+    iters: Count = 20000
+    """Iterations for each unit."""
+    b_range: tuple[Positive, Positive] = (20.0, 2.0)
+    """Exponent of the rounding term, from its first value down to its last."""
+    keep_gpu: bool = True
+    """Keep the cached activations on the GPU; otherwise in main memory."""
+    round_mode: Literal["learned_hard_sigmoid"] = "learned_hard_sigmoid"
+    """How rounding is learned: a clipped sigmoid stretched beyond 0 and 1."""
+    drop_prob: Fraction = 0.5
+    """Probability of KEEPING the quantized value of an activation (1.0: never drop), otherwise its
+    full-precision value is used. The name is that of the published configs."""
+    input_prob: Fraction | None = None
+    """Probability of KEEPING the quantized value at the input of a unit (1.0: never drop); null: same as drop_prob."""
+    granularity: Literal["block", "layer"] = "block"
+    """A unit is a residual block (or a layer outside any), or always a single layer."""
+
+    @field_validator("b_range")
+    @classmethod
+    def _falls(cls, b_range: tuple[float, float]) -> tuple[float, float]:
+        if b_range[0] < b_range[1]:
+            raise ValueError("expected the larger value first, as in [20, 2]")
+        return b_range
+
+
+@dataclass(config=STRICT, frozen=True)
+class QuantConfig:
+    """What is quantized, to how many bits, and how it is learned."""
+
+    a_qconfig: ActivationQConfig | None = field(default_factory=ActivationQConfig)
+    """Activations; null: only weights are quantized."""
+    w_qconfig: WeightQConfig = field(default_factory=WeightQConfig)
+    """Weights."""
+    calibrate: Count = 1024
+    """Number of calibration images."""
+    calibrate_range: Count = 256
+    """How many of them, at most, set the activation ranges."""
+    first_w_bit: Bits | None = 8
+    """Bits of the first layer's weights; null: same as the others."""
+    last_w_bit: Bits | None = 8
+    """Bits of the last layer's weights; null: same as the others."""
+    last_a_bit: Bits | None = 8
+    """Bits of the last layer's input; null: same as the others."""
+    overrides: dict[str, LayerBits] = field(default_factory=dict)
+    """Bits for module-name patterns, as in {"layer4.*": {w_bit: 4}}."""
+    recon: ReconConfig | None = None
+    """Reconstruction; null: none, weights are rounded to the nearest."""
+
+    @field_validator("recon")
+    @classmethod
+    def _has_rounding_to_learn(cls, recon: ReconConfig | None, info: ValidationInfo) -> ReconConfig | None:
+        weights = info.data.get("w_qconfig")
+        if recon and weights and weights.quantizer != "AdaRoundFakeQuantize":
+            raise ValueError(
+                "reconstruction learns the rounding of weights: expected quant.w_qconfig.quantizer = "
+                f"AdaRoundFakeQuantize, got {weights.quantizer}; or set quant.recon = null"
+            )
+        return recon
+
+
+@dataclass(config=STRICT, frozen=True)
+class ModelConfig:
+    """Which network, and its trained weights."""
+
+    type: str = "resnet18"
+    """Name of the network."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its builder, as in {num_classes: 1000}."""
+    path: str | None = "auto"
+    """Weights: a file, a URL, auto (the published checkpoint), embedded (the digits network that comes with
+    the package); null: random."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class DataConfig:
+    """Images to calibrate and to evaluate on."""
+
+    type: Literal["imagenet", "cifar10", "digits"] = "imagenet"
+    """Which data set; digits comes with scikit-learn and needs no path."""
+    path: str | None = None
+    """Its folder; for imagenet the one that holds train and val."""
+    batch_size: Count = 64
+    """Images in a batch when evaluating and calibrating."""
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    """Processes that load images; 0: the main one."""
+    pin_memory: bool = True
+    """Load into pinned memory, for a faster copy to a GPU."""
+    input_size: Count = 224
+    """Height and width of the network's input."""
+    test_resize: Count = 256
+    """Shorter side of a validation image before the centre is cropped to input_size."""
+    val_limit: Count | None = None
+    """Evaluate only that many validation images; null: all."""
+    calib_from: str = "train"
+    """Where calibration images come from: a sub-folder of path, or a path of its own."""
+    classes: str | None = None
+    """A file with all class folder names, one a line, in the order of the network's outputs; null: the
+    sorted train folder."""
+    augment: bool = True
+    """Calibration images by a random resized crop and flip; false: as in validation."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each channel, subtracted from the image."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel, by which the image is divided."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.test_resize < self.input_size:
+            raise ValueError(
+                f"input_size {self.input_size} cannot be cropped from test_resize {self.test_resize}: "
+                "expected test_resize >= input_size"
+            )
+        return self
+
+
+@dataclass(config=STRICT, frozen=True)
+class ProcessConfig:
+    """How the run is carried out."""
+
+    seed: Annotated[int, Field(ge=0)] = 1005
+    """Seed of every random choice."""
+    device: Device = "auto"
+    """Where to compute; auto: the GPU if there is one."""
+    threads: Count | None = None
+    """CPU threads; null: torch decides."""
+    out: str | None = None
+    """Folder of the run's results; null: runs/<name>-<hash> beside the config file."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class Config:
+    """All settings of a run."""
+
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    """What is quantized, to how many bits, and how it is learned."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which network, and its trained weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images to calibrate and to evaluate on."""
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    """How the run is carried out."""

@@ -1,0 +1,133 @@
+"""What the settings are, told from the dataclasses: the text of ``--help`` and what errors say was expected."""
+
+import difflib
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter
+
+from qdrop.config import Config
+
+Key = tuple[str, ...]
+
+PATTERN = "<pattern>"  # in a listed key: whatever name a mapping is given
+NAMES = {NoneType: "null", bool: "true | false", str: "text", dict: "mapping"}
+
+
+class Setting(NamedTuple):
+    """One setting, or one section of them."""
+
+    key: Key
+    hint: Any
+    default: Any
+    meaning: str
+
+
+def settings(section: Any = Config, above: Key = ()) -> Iterator[Setting]:
+    """Every setting of a dataclass, each section before its members."""
+    hints = get_type_hints(section, include_extras=True)
+    for name, info in section.__pydantic_fields__.items():
+        key = (*above, name)
+        default = info.get_default(call_default_factory=True, validated_data={})
+        yield Setting(key, hints[name], default, _meaning(section, name))
+        for further, inner in _sections(hints[name]):
+            yield from settings(inner, key + further)
+
+
+def settings_help(width: int) -> str:
+    """A paragraph for each setting, wrapped to so many columns."""
+    return "\n".join(_paragraph(setting, width) for setting in settings())
+
+
+def describe(hint: Any) -> str:
+    """A type in the words of help and errors: ``int 2..8 | null``."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        words = [extra for extra in parts[1:] if isinstance(extra, str)]
+        return words[0] if words else describe(parts[0]) + _bounds(parts[1].metadata)
+    if origin in (Union, UnionType):
+        return " | ".join(describe(part) for part in parts)
+    if origin is Literal:
+        return " | ".join(str(part) for part in parts)
+    if origin is tuple:
+        return f"[{', '.join(describe(part) for part in parts)}]"
+    if is_dataclass(hint):
+        return "section"
+    return NAMES.get(origin or hint) or hint.__name__
+
+
+def expected(key: Key) -> str:
+    """The type of the setting with this key, in words."""
+    hint: Any = Config
+    for name in key:
+        hint = _member(hint, name)
+    return describe(hint)
+
+
+def nearest(key: Key) -> str:
+    """What to say of an unknown key: the valid one that was probably meant, else all that are valid there."""
+    *section, name = key
+    known = [setting.key for setting in settings()]
+    beside = [other[-1] for other in known if len(other) == len(key) and _is_at(other[:-1], section)]
+    same_name = [other for other in known if other[-1] == name and PATTERN not in other]
+    if close := difflib.get_close_matches(name, beside, n=1):
+        return f"did you mean {'.'.join((*section, close[0]))}?"
+    if same_name:
+        return f"did you mean {' or '.join('.'.join(other) for other in same_name)}?"
+    return f"valid here: {', '.join(beside)}"
+
+
+def _is_at(listed: Key, section: list[str]) -> bool:
+    """Whether a listed key stands for this one."""
+    return all(one in (PATTERN, other) for one, other in zip(listed, section, strict=True))
+
+
+def _meaning(section: Any, name: str) -> str:
+    """The docstring of a field, which it may have from a parent class."""
+    fields = (getattr(parent, "__pydantic_fields__", {}).get(name) for parent in section.__mro__)
+    text = next((info.description for info in fields if info and info.description), "")
+    return " ".join(text.split())
+
+
+def _sections(hint: Any) -> Iterator[tuple[Key, Any]]:
+    """The dataclasses a setting may hold, each with the key that leads on to it."""
+    if is_dataclass(hint):
+        yield (), hint
+    elif get_origin(hint) is dict:
+        yield from (((PATTERN, *key), inner) for key, inner in _sections(get_args(hint)[1]))
+    elif get_origin(hint) in (Union, UnionType):
+        for part in get_args(hint):
+            yield from _sections(part)
+
+
+def _member(hint: Any, name: str) -> Any:
+    """The type of a section's or mapping's member."""
+    for further, section in _sections(hint):
+        if further:
+            return section
+        return get_type_hints(section, include_extras=True)[name]
+    return Any
+
+
+def _bounds(limits: list[Any]) -> str:
+    """The range of a number: `` 2..8``, `` >= 0, < 1``."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = {sign: getattr(limit, sign) for limit in limits for sign in signs if hasattr(limit, sign)}
+    if found.keys() == {"ge", "le"}:
+        return f" {found['ge']}..{found['le']}"
+    return " " + ", ".join(f"{signs[sign]} {value}" for sign, value in found.items())
+
+
+def _paragraph(setting: Setting, width: int) -> str:
+    """One setting: key, default and type on a line, its meaning below."""
+    name, words = ".".join(setting.key), describe(setting.hint)
+    if words == "section":
+        return f"\n{name}:  {setting.meaning}"
+    default = TypeAdapter(Any).dump_python(setting.default, mode="json")
+    shown = "{...}" if is_dataclass(setting.default) else json.dumps(default)
+    head = textwrap.fill(f"{name} = {shown}  ({words})", width, initial_indent="  ", subsequent_indent="      ")
+    return f"{head}\n{textwrap.fill(setting.meaning, width, initial_indent='      ', subsequent_indent='      ')}"

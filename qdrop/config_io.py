@@ -1,0 +1,146 @@
+"""Settings from YAML files and the command line, with errors that name key, file and line.
+
+    config, file = parse_args()              # --config FILE quant.a_qconfig.bit=2 data.path=/data/imagenet
+    config = load_config("config.yaml", ["quant.recon.iters=100"])
+
+A YAML file may name another to build on, ``base: ../base.yaml``, relative to its own folder. Values are plain data:
+nothing is evaluated or interpolated.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from qdrop.config import Config
+from qdrop.config_help import describe, nearest, settings_help, type_at
+
+COMMAND_LINE = "command line"
+OVERRIDE = re.compile(r"(?P<key>[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*)=(?P<value>.*)", re.DOTALL)
+
+Key = tuple[str, ...]
+Places = dict[Key, str]  # where a key was given: "file:line" or "command line"
+
+_ADAPTER = TypeAdapter(Config)
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used; each of `problems` names its key, where it came from and what was expected."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, and the ones it builds on; overrides such as ``quant.recon.iters=100`` come last."""
+    data, places = _read(Path(path))
+    for override, extra in zip(overrides, _parse_overrides(overrides), strict=True):
+        data = _merge(data, extra)
+        places |= dict.fromkeys(_keys(extra), f"{COMMAND_LINE} ({override})")
+    return _validate(data, places)
+
+
+def config_from_dict(data: dict[str, Any]) -> Config:
+    """Checks plain data, as from `config_to_dict`."""
+    return _validate(data, {})
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain data: dicts, lists, numbers, texts."""
+    return _ADAPTER.dump_python(config, mode="json")
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes every setting as YAML; `load_config` reads it back."""
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))), encoding="utf-8")
+
+
+def run_folder(config: Config, file: str | Path) -> Path:
+    """Where results go: process.out, or runs/<name>-<hash> beside the config file.
+
+    The hash is that of all settings but process.out: the same settings find the same folder again.
+    """
+    if config.process.out is not None:
+        return Path(config.process.out)
+    data = config_to_dict(config)
+    del data["process"]["out"]
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+    a_bit = config.quant.a_qconfig.bit if config.quant.a_qconfig else 32
+    name = re.sub(r"[^\w.-]+", "_", config.model.type)
+    return Path(file).parent / "runs" / f"{name}-w{config.quant.w_qconfig.bit}a{a_bit}-{digest}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help ends with every setting."""
+
+    def format_help(self) -> str:
+        width = min(shutil.get_terminal_size().columns, 110)
+        return f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n"
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
+) -> tuple[Config, Path]:
+    """The settings a command line asks for, and the config file it names (`argv` None: that of the process)."""
+    parser = _Parser(prog=prog, description="Quantize a vision network after training.")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's: quant.recon.iters=100"
+    )
+    args = parser.parse_intermixed_args(argv)
+    return load_config(args.config, args.overrides), args.config
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:
+    """The data of a file merged over that of its base; `above`: the files that led here."""
+    data, places = _parse_file(path)
+    if "base" not in data:
+        return data, places
+    base, place = data.pop("base"), places.pop(("base",))
+    if not isinstance(base, str):
+        raise ConfigError(f"{place}: base = {_show(base)}: expected the path of a YAML file")
+    file = Path(os.path.normpath(path.parent / base))
+    if file.resolve() in [p.resolve() for p in (*above, path)]:
+        raise ConfigError(f"{place}: base = {base}: the files build on each other in a circle")
+    if not file.is_file():
+        raise ConfigError(f"{place}: base = {base}: no such file: {file}")
+    lower, lower_places = _read(file, (*above, path))
+    return _merge(lower, data), lower_places | places
+
+
+def _parse_file(path: Path) -> tuple[dict[str, Any], Places]:
+    """The plain data of one YAML file, and the line of each key."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        nodes = list(_nodes(yaml.compose(text, Loader=yaml.SafeLoader)))
+        refused = [
+            f"{path}:{node.start_mark.line + 1}: {'.'.join(key)} = {node.value}: interpolation is not supported"
+            for key, node in nodes
+            if isinstance(node, yaml.ScalarNode) and "${" in node.value
+        ]
+        if refused:
+            raise ConfigError(*refused)
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{path}{_line(error)}: not valid YAML: {_reason(error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1: expected sections (quant, model, data, process), got a list")
+    places = {key: f"{path}:{line}" for key, line in lines}
+    return data, places

@@ -1,0 +1,128 @@
+"""The arithmetic of uniform affine quantization: integer ranges, scales, quantize-dequantize.
+
+Every quantizer of the package goes through :func:`fake_quantize`; nothing here keeps state.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_SCALE = 1e-8
+"""Scales are kept at or above this, so that an all-zero tensor divides by something."""
+
+
+def integer_range(bit: int, symmetric: bool) -> tuple[int, int]:
+    """Smallest and largest integer of a `bit`-wide quantizer.
+
+    Args:
+        bit: Width, 2 to 8.
+        symmetric: Signed integers around zero rather than unsigned ones.
+
+    Returns:
+        `(0, 2^b - 1)`, or `(-2^(b-1), 2^(b-1) - 1)` if symmetric.
+
+    Raises:
+        ValueError: For a width outside 2..8.
+    """
+    if not 2 <= bit <= 8:
+        raise ValueError(f"bit is {bit}; widths from 2 to 8 are supported")
+    if symmetric:
+        return -(2 ** (bit - 1)), 2 ** (bit - 1) - 1
+    return 0, 2**bit - 1
+
+
+def scale_from_range(lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover the real range `[lo, hi]`, which is first widened to hold zero.
+
+    Args:
+        lo: Lower ends, any shape.
+        hi: Upper ends, same shape.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        symmetric: Keep the zero point at 0 and cover the larger of the two ends.
+
+    Returns:
+        Scale (at least `MIN_SCALE`) and integer-valued zero point, float32, shape of `lo`.
+    """
+    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    if symmetric:
+        scale = (torch.maximum(-lo, hi) / ((qmax - qmin) / 2)).clamp(min=MIN_SCALE)
+        return scale, torch.zeros_like(scale)
+    scale = ((hi - lo) / (qmax - qmin)).clamp(min=MIN_SCALE)
+    return scale, (qmin - torch.round(lo / scale)).clamp(qmin, qmax)
+
+
+def along_channels(values: Tensor, like: Tensor, ch_axis: int) -> Tensor:
+    """View per-channel `values` `[C]` so that they broadcast along axis `ch_axis` of `like`.
+
+    A per-tensor quantizer (`ch_axis` -1) holds one value, `[1]`, which broadcasts as it is.
+    """
+    if ch_axis == -1:
+        return values
+    shape = [1] * like.ndim
+    shape[ch_axis] = -1
+    return values.view(shape)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize-dequantize with straight-through gradients for the input, the scale and the zero point.
+
+    With `c = clamp(round(x/s) + z) - z` the output is `s*c`. Inside the range the gradient for `x` is
+    that of the output and the one for `s` is `c - x/s`; outside they are 0 and `c` (Esser et al., LSQ,
+    ICLR 2020, eq. 3). The zero point only moves what is clamped: `-s` outside, 0 inside (Bhalgat et al.,
+    LSQ+, 2020). Where `keep` is 0 the input passes untouched, and with it its gradient.
+
+    Written as one function because autograd would keep some ten intermediate tensors of the input's size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Tensor | None
+    ) -> Tensor:
+        steps = x / scale
+        rounded = torch.round(steps).add_(zero_point)
+        level = rounded.clamp(qmin, qmax)
+        inside = rounded.eq_(level)  # 1 where nothing was clamped, as a float, in the memory of `rounded`
+        level.sub_(zero_point)
+        out = level * scale
+        if keep is not None:
+            out = torch.lerp(x, out, keep)  # exact at 0 and at 1, and far faster than `where` on a CPU
+        ctx.save_for_backward(level, steps, inside, keep, scale, zero_point)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        level, steps, inside, keep, scale, zero_point = ctx.saved_tensors
+        through = grad if keep is None else grad * keep  # what flows through the quantizer
+        grad_x = through * inside if keep is None else grad.addcmul(through, inside - 1)
+        grad_scale = grad_zero_point = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.addcmul(level, steps, inside, value=-1)
+            grad_scale = (through * slope).sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            grad_zero_point = (through * (inside - 1) * scale).sum_to_size(zero_point.shape)
+        return grad_x, grad_scale, grad_zero_point, None, None, None
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Tensor | None = None
+) -> Tensor:
+    """Round `x` to the grid of a quantizer: `s * (clamp(round(x/s) + z, qmin, qmax) - z)`.
+
+    Gradients are straight-through for `x` and learned-step-size for `scale` and `zero_point`.
+
+    Args:
+        x: Values, any shape.
+        scale: Positive, broadcastable to `x` (see :func:`along_channels`).
+        zero_point: Integer-valued float, same shape as `scale`.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        keep: Optional mask of 0 and 1, shape of `x`: where it is 0 the value is not quantized. This is
+            QDrop's random drop (Wei et al., ICLR 2022, eq. 6).
+
+    Returns:
+        The rounded values, shape of `x`.
+    """
+    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)  # type: ignore[no-untyped-call]
+    return out

@@ -1,0 +1,136 @@
+"""From a graph and its plan to a model that quantizes, and to its units as modules of their own."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from qdrop.quantization.fake_quant import build_quantizer
+from qdrop.quantization.ops import module_of
+from qdrop.quantization.plan import Plan
+from qdrop.quantization.quantized_module import QUANTIZED, float_type
+from qdrop.quantization.spec import Kind, QuantizerSpec
+from qdrop.quantization.units import UnitSpec, boundary
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the network that runs as one module: a unit, or what lies between two units."""
+
+    name: str
+    """Path of the unit's module; for what lies between, the name of its first node."""
+    module: fx.GraphModule
+    """Takes `inputs` in order; returns its one output, or a tuple of them. Shares the model's layers."""
+    inputs: tuple[str, ...]
+    """Names of the values it reads."""
+    outputs: tuple[str, ...]
+    """Names of the values it writes that a later segment, or the caller, reads."""
+    unit: UnitSpec | None
+    """The unit, or None between units."""
+
+
+def quantize_graph(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """Put the plan's quantizers into a traced graph, in place. They are off until a scope switches them on.
+
+    Args:
+        graph: What :func:`qdrop.quantization.graph.trace` returned; its layers' parameters are shared.
+        plan: The plan of that graph.
+
+    Returns:
+        `graph`, with quantized layers and a quantizer behind every quantized activation. Switched off it
+        computes what it did before.
+
+    Raises:
+        ValueError: If the plan is of another graph.
+    """
+    nodes = {node.name: node for node in graph.graph.nodes}
+    missing = [spec.name for spec in plan.quantizers if spec.node not in nodes]
+    if missing:
+        raise ValueError(f"the plan is of another network: nothing here for {', '.join(missing[:5])}")
+    for spec in plan.quantizers:
+        put = _quantize_weight if spec.kind is Kind.WEIGHT else _quantize_activation
+        put(graph, nodes[spec.node], spec)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _quantize_weight(graph: fx.GraphModule, node: fx.Node, spec: QuantizerSpec) -> None:
+    layer = module_of(node)
+    kind = None if layer is None else float_type(layer)
+    if layer is None or kind is None:
+        raise ValueError(f"the plan is of another network: {spec.node} is not a layer here")
+    graph.set_submodule(str(node.target), QUANTIZED[kind].from_float(layer, build_quantizer(spec)))
+
+
+def _quantize_activation(graph: fx.GraphModule, node: fx.Node, spec: QuantizerSpec) -> None:
+    graph.add_submodule(spec.name, build_quantizer(spec))
+    with graph.graph.inserting_after(node):
+        quantizer = graph.graph.call_module(spec.name, (node,))
+    quantizer.meta = {**node.meta, "quantizes": node.name}
+    node.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
+
+
+def segments(model: fx.GraphModule, plan: Plan) -> list[Segment]:
+    """Cut a quantized model into its units and what lies between them, in an order that can be run.
+
+    Args:
+        model: What :func:`quantize_graph` returned.
+        plan: The plan of that model.
+
+    Returns:
+        Segments; the first reads the model's input, each other only what earlier ones wrote.
+    """
+    unit_of = {name: unit for unit in plan.units for name in unit.nodes}
+    groups: list[tuple[UnitSpec | None, list[fx.Node]]] = []
+    of_unit: dict[str, list[fx.Node]] = {}
+    for node in model.graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output"):
+            continue
+        unit = unit_of.get(node.meta.get("quantizes", node.name))
+        if unit is not None and unit.module in of_unit:
+            of_unit[unit.module].append(node)
+        elif unit is not None:
+            of_unit[unit.module] = [node]
+            groups.append((unit, of_unit[unit.module]))
+        elif groups and groups[-1][0] is None:
+            groups[-1][1].append(node)
+        else:
+            groups.append((None, [node]))
+    return [_segment(model, unit, nodes) for unit, nodes in groups]
+
+
+def _segment(model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node]) -> Segment:
+    inputs, outputs = boundary(nodes)
+    module = _extract(model, nodes, inputs, outputs)
+    name = nodes[0].name if unit is None else unit.module
+    return Segment(name, module, tuple(n.name for n in inputs), tuple(n.name for n in outputs), unit)
+
+
+def _extract(
+    model: fx.GraphModule, nodes: list[fx.Node], inputs: list[fx.Node], outputs: list[fx.Node]
+) -> fx.GraphModule:
+    """A module of `nodes` alone; its layers are the model's own."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in _with_attributes(nodes):
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    results = tuple(copies[node] for node in outputs)
+    graph.output(results[0] if len(results) == 1 else results)
+    return fx.GraphModule(model, graph)
+
+
+def _with_attributes(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """`nodes`, each parameter they read just before its first reader."""
+    seen: set[fx.Node] = set()
+    for node in nodes:
+        for read in node.all_input_nodes:
+            if read.op == "get_attr" and read not in seen:
+                seen.add(read)
+                yield read
+        yield node
+
+
+def reads(parts: list[Segment]) -> dict[str, int]:
+    """Index of the last segment that reads each value; a value without a reader is not listed."""
+    return {name: index for index, part in enumerate(parts) for name in part.inputs}

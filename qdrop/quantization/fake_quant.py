@@ -1,0 +1,250 @@
+"""The quantizer modules: one template `forward`, four ways to round, and QDrop's random drop."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from qdrop.quantization.affine import MIN_SCALE, along_channels, fake_quantize, scale_from_range
+from qdrop.quantization.observer import OBSERVERS, Observer
+from qdrop.quantization.spec import Kind, QuantizerSpec
+
+STRETCH = 1.2
+"""Width of the stretched sigmoid that relaxes rounding (Nagel et al., AdaRound, ICML 2020, eq. 23)."""
+SHIFT = -0.1
+"""Its lower end, so that 0 and 1 are reached and not only approached."""
+
+
+class Drop:
+    """Keeps each quantized value with probability `prob`, else leaves the full-precision one in its place.
+
+    Args:
+        prob: The published `drop_prob`: the probability of KEEPING the quantized value. 1.0 never drops,
+            0.0 always does.
+        generator: Source of the randomness, on the device of the tensors.
+    """
+
+    _LEVELS = 1 << 16
+
+    def __init__(self, prob: float, generator: torch.Generator) -> None:
+        self.prob = prob
+        self.generator = generator
+
+    def mask(self, like: Tensor) -> Tensor:
+        """A mask of 0 and 1, shape and device of `like`; the chance of 1 is `prob`, to 1/65536.
+
+        Four elements share one 64-bit random number: `bernoulli_` would cost more than a convolution here.
+        """
+        words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+        words.random_(-(2**63), None, generator=self.generator)
+        bits = words.view(torch.int16)[: like.numel()].view(like.shape)
+        threshold = round(self.prob * self._LEVELS) - self._LEVELS // 2
+        return (bits < threshold).to(like.dtype) if self.prob < 1 else torch.ones_like(like)
+
+    def mix(self, quantized: Tensor, full: Tensor) -> Tensor:
+        """Each element of `quantized` with probability `prob`, else of `full` (same shape)."""
+        return quantized if self.prob == 1 else torch.lerp(full, quantized, self.mask(full))
+
+
+class FakeQuantize(nn.Module):
+    """A quantizer: passes its input until it is switched on, then rounds it to its grid.
+
+    State is explicit and set by the context managers of :mod:`qdrop.quantization.state`: `observer` (watch
+    the input), `active` (round it), `drop` (leave part of it unrounded).
+
+    Args:
+        spec: What and how to quantize.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.qmin, self.qmax = spec.integers
+        self.register_buffer("scale", torch.ones(spec.channels))
+        self.register_buffer("zero_point", torch.zeros(spec.channels))
+        self.observer: Observer | None = None
+        self.active = False
+        self.drop: Drop | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round `x`, any shape, as far as the state says so."""
+        if self.observer is not None:
+            self.observer.observe(x)
+        if not self.active:
+            return x
+        keep = None if self.drop is None or self.drop.prob == 1 else self.drop.mask(x)
+        return self.quantize(x, keep)
+
+    def quantize(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """`x` on the grid, where `keep` (shape of `x`, 0 or 1; None: everywhere) says so."""
+        scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in self.grid(x))
+        return fake_quantize(x, scale, zero_point, self.qmin, self.qmax, keep)
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point `[C]` to round `x` with, with the gradients the quantizer learns by."""
+        return self.scale, self.zero_point
+
+    def new_observer(self) -> Observer:
+        """A fresh observer for this quantizer's range."""
+        return OBSERVERS[self.spec.observer](self.spec.bit, self.spec.symmetric, self.spec.ch_axis)
+
+    @torch.no_grad()
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        """Cover the real range `[lo, hi]`, `[C]` each."""
+        scale, zero_point = scale_from_range(lo, hi, self.qmin, self.qmax, self.spec.symmetric)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters of the grid that reconstruction learns; none for a fixed grid."""
+        return []
+
+    def constrain(self) -> None:
+        """Bring learned parameters back to where they mean something, after a step of an optimizer."""
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"bit={self.spec.bit}, symmetric={self.spec.symmetric}, ch_axis={self.spec.ch_axis}"
+
+
+class FixedFakeQuantize(FakeQuantize):
+    """A grid that stays where calibration put it."""
+
+
+class LSQFakeQuantize(FakeQuantize):
+    """A grid whose scale is learned (Esser et al., *Learned Step Size Quantization*, ICLR 2020)."""
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__(spec)
+        del self.scale
+        self.scale = nn.Parameter(torch.ones(spec.channels))
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale with its gradient multiplied by `1/sqrt(numel * qmax)` (LSQ, section 2.2)."""
+        return _scale_gradient(self.scale, self._gradient_factor(x)), self.zero_point
+
+    def _gradient_factor(self, x: Tensor) -> float:
+        return float(x.numel() / self.spec.channels * self.qmax) ** -0.5
+
+    def learned(self) -> list[nn.Parameter]:
+        """See :meth:`FakeQuantize.learned`."""
+        return [cast(nn.Parameter, self.scale)]
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep the scale positive."""
+        self.scale.abs_().clamp_(min=MIN_SCALE)
+
+
+class LSQPlusFakeQuantize(LSQFakeQuantize):
+    """A grid whose scale and zero point are learned (Bhalgat et al., *LSQ+*, CVPR workshops 2020)."""
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__(spec)
+        del self.zero_point
+        self.zero_point = nn.Parameter(torch.zeros(spec.channels))
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with scaled gradients; the zero point is rounded on the way, straight-through."""
+        factor = self._gradient_factor(x)
+        zero_point = _scale_gradient(self.zero_point, factor)
+        return _scale_gradient(self.scale, factor), zero_point + (zero_point.round() - zero_point).detach()
+
+    def learned(self) -> list[nn.Parameter]:
+        """See :meth:`FakeQuantize.learned`."""
+        return [cast(nn.Parameter, self.scale), cast(nn.Parameter, self.zero_point)]
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep the scale positive and the zero point an integer of the range."""
+        super().constrain()
+        self.zero_point.clamp_(self.qmin, self.qmax)
+
+
+class AdaRoundFakeQuantize(FakeQuantize):
+    """A weight quantizer that learns whether each weight rounds down or up (AdaRound, ICML 2020).
+
+    Holds the integers of the weight, as steps above `qmin`, beside the weight itself, which is never
+    touched. They are those of round-to-nearest after :meth:`round_to_nearest`, and the learned ones after
+    :meth:`settle`; between :meth:`start` and `settle`, while `learning` is on, rounding is the soft
+    `h(alpha)` in 0..1.
+
+    Args:
+        spec: What and how to quantize; a weight.
+    """
+
+    levels: Tensor
+    floor: Tensor
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__(spec)
+        self.alpha = nn.Parameter(torch.zeros(spec.shape))
+        self.register_buffer("levels", torch.zeros(spec.shape, dtype=torch.uint8))
+        self.learning = False
+
+    def quantize(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """The weight from its integers, or, while learning, from its soft rounding; `keep` is not used."""
+        scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in (self.scale, self.zero_point))
+        if not self.learning:
+            return (self.levels + (self.qmin - zero_point)) * scale
+        level = torch.floor(x / scale) + self.soft_rounding() + zero_point
+        return scale * (level.clamp(self.qmin, self.qmax) - zero_point)
+
+    def soft_rounding(self) -> Tensor:
+        """`h(alpha)`, 0 (down) to 1 (up), shape of the weight (AdaRound, eq. 23)."""
+        return (torch.sigmoid(self.alpha) * STRETCH + SHIFT).clamp(0, 1)
+
+    @torch.no_grad()
+    def round_to_nearest(self, weight: Tensor) -> None:
+        """Set the integers to the nearest ones, and `alpha` so that `h(alpha)` is the fraction of w/s."""
+        scale, zero_point = (
+            along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point)
+        )
+        steps = weight / scale
+        self._set_levels(torch.round(steps) + zero_point)
+        fraction = steps - torch.floor(steps)
+        self.alpha.copy_(-torch.log(STRETCH / (fraction - SHIFT) - 1))
+
+    @torch.no_grad()
+    def settle(self, weight: Tensor) -> float:
+        """Harden the learned rounding: up where `alpha >= 0`, else down.
+
+        Returns:
+            Share of the weights, 0 to 1, whose integer is not the nearest one.
+        """
+        nearest = self.levels.clone()
+        scale, zero_point = (
+            along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point)
+        )
+        self._set_levels(torch.floor(weight / scale) + (self.alpha >= 0) + zero_point)
+        return float((self.levels != nearest).float().mean())
+
+    def _set_levels(self, integers: Tensor) -> None:
+        self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))
+
+
+def _scale_gradient(value: Tensor, factor: float) -> Tensor:
+    """`value`, exactly, with its gradient multiplied by `factor`."""
+    scaled = value * factor
+    return value.detach() + (scaled - scaled.detach())
+
+
+QUANTIZERS: dict[str, type[FakeQuantize]] = {
+    cls.__name__: cls
+    for cls in (FixedFakeQuantize, LSQFakeQuantize, LSQPlusFakeQuantize, AdaRoundFakeQuantize)
+}
+"""Quantizers by the names used in YAML."""
+
+
+def build_quantizer(spec: QuantizerSpec) -> FakeQuantize:
+    """The quantizer module that `spec` describes.
+
+    Raises:
+        ValueError: For AdaRound on an activation: it holds one rounding per element of a weight.
+    """
+    if spec.quantizer == AdaRoundFakeQuantize.__name__ and spec.kind is Kind.ACTIVATION:
+        raise ValueError(f"{spec.name}: AdaRoundFakeQuantize rounds weights; use LSQFakeQuantize for activations")
+    return QUANTIZERS[spec.quantizer](spec)

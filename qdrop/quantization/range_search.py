@@ -1,0 +1,214 @@
+"""Search for the range with the least rounding error, on values or on a histogram of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from qdrop.quantization.affine import MIN_SCALE, scale_from_range
+
+NORM = 2.4
+"""Exponent of the error, as in the published method; between least squares and robustness to clipping."""
+WIDTHS = 100
+"""Candidate widths: 1/100 of the full range to all of it."""
+CHUNK = 1 << 20
+"""Values worked on at a time, so that a step of the search stays in the processor's cache."""
+
+Range = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values `[C, n]` to be covered, optionally with a count each (a histogram) and their true ends `[C]`."""
+
+    values: Tensor
+    counts: Tensor | None = None
+    exact_lo: Tensor | None = None
+    exact_hi: Tensor | None = None
+
+    @property
+    def lo(self) -> Tensor:
+        """Smallest value of each row `[C]`, not above 0."""
+        lo = self.values.amin(1) if self.exact_lo is None else self.exact_lo
+        return lo.clamp(max=0)
+
+    @property
+    def hi(self) -> Tensor:
+        """Largest value of each row `[C]`, not below 0."""
+        hi = self.values.amax(1) if self.exact_hi is None else self.exact_hi
+        return hi.clamp(min=0)
+
+    def without_empty(self) -> "Points":
+        """The same points without bins that nothing fell into (histograms have one row)."""
+        if self.counts is None:
+            return self
+        full = self.counts[0] > 0
+        return Points(self.values[:, full], self.counts[:, full], self.exact_lo, self.exact_hi)
+
+
+def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> Tensor:
+    """Mean `abs(x_hat - x)^2.4` of each row for each candidate range.
+
+    Args:
+        points: Values `[C, n]`.
+        lo: Lower ends `[C, K]`, K candidates.
+        hi: Upper ends `[C, K]`.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        symmetric: Zero point fixed at 0.
+
+    Returns:
+        Errors `[C, K]`.
+    """
+    scale, zero_point = scale_from_range(lo, hi, qmin, qmax, symmetric)
+    rows, n = points.values.shape
+    total = n if points.counts is None else points.counts.sum()
+    errors = torch.empty_like(scale)
+    step = max(1, CHUNK // max(1, rows * n))
+    for start in range(0, scale.shape[1], step):
+        s = scale[:, start : start + step, None]
+        z = zero_point[:, start : start + step, None]
+        steps = points.values[:, None, :] / s
+        rounded = torch.round(steps).add_(z).clamp_(qmin, qmax).sub_(z)
+        error = rounded.sub_(steps).abs_().pow_(NORM)
+        if points.counts is not None:
+            error = error * points.counts[:, None, :]
+        errors[:, start : start + step] = error.sum(2) / total * s[..., 0] ** NORM
+    return errors
+
+
+def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
+    """Best of the candidate ranges of the published method, found from coarse to fine.
+
+    Symmetric, or with all values of the tensor on one side of zero, a candidate is `i/100` of the larger
+    end. Otherwise it is a width, `i/100` of the full range, with each of the zero points `qmin..qmax`.
+    The error is smooth at the scale of the coarse grid, so that zooming in finds the best candidate or one
+    within a fraction of a percent of it.
+
+    Args:
+        points: Values `[C, n]`.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        symmetric: Zero point fixed at 0.
+
+    Returns:
+        Lower and upper ends `[C]`, `[C]`.
+    """
+    lo, hi = points.lo, points.hi
+    if symmetric or _one_sided(points):
+        ends = _one_sided_ends(lo, hi, symmetric)
+        zero_points = [0]
+
+        def candidate(width: Tensor, _: Tensor) -> Range:
+            return ends[0][:, None] * width / WIDTHS, ends[1][:, None] * width / WIDTHS
+    else:
+        full = (hi - lo)[:, None]
+        zero_points = list(range(qmin, qmax + 1))
+
+        def candidate(width: Tensor, zero_point: Tensor) -> Range:
+            span = full * width / WIDTHS
+            low = -(zero_point - qmin) * span / (qmax - qmin)
+            return low, low + span
+
+    def error(width: Tensor, zero_point: Tensor) -> Tensor:
+        return rounding_error(points, *candidate(width, zero_point), qmin, qmax, symmetric)
+
+    width, zero_point = _zoom(error, len(lo), zero_points, points.values.device)
+    low, high = candidate(width, zero_point)
+    return low[:, 0], high[:, 0]
+
+
+def _one_sided(points: Points) -> bool:
+    """Whether the whole tensor lies on one side of zero."""
+    return bool((points.lo >= 0).all() or (points.hi <= 0).all())
+
+
+def _one_sided_ends(lo: Tensor, hi: Tensor, symmetric: bool) -> Range:
+    """Widest candidate `[C]`, `[C]`: symmetric, or from zero to the only end there is."""
+    if not symmetric:
+        return lo, hi
+    end = torch.maximum(-lo, hi)
+    return -end, end
+
+
+def _zoom(
+    error: Callable[[Tensor, Tensor], Tensor], rows: int, zero_points: list[int], device: torch.device
+) -> Range:
+    """Minimise `error(width [C, K], zero_point [C, K]) -> [C, K]` over the grid, from coarse to fine.
+
+    Returns:
+        Best width and zero point, `[C, 1]` each.
+    """
+    first, last = zero_points[0], zero_points[-1]
+    strides = [(4, max(1, len(zero_points) // 16)), (2, max(1, len(zero_points) // 64)), (1, 1)]
+    width = torch.arange(strides[0][0], WIDTHS + 1, strides[0][0], device=device)
+    zero_point = torch.arange(first, last + 1, strides[0][1], device=device)
+    grid = torch.cartesian_prod(width, zero_point).expand(rows, -1, 2)
+    best = _least(error, grid)
+    for (coarse_w, coarse_z), (w, z) in pairwise(strides):
+        offsets = torch.cartesian_prod(
+            torch.arange(-coarse_w, coarse_w + 1, w, device=device),
+            torch.arange(-coarse_z, coarse_z + 1, z, device=device),
+        )
+        grid = best[:, None] + offsets
+        # Candidates beyond an edge fold onto it: looked at twice, never chosen wrongly.
+        grid = torch.stack([grid[..., 0].clamp(1, WIDTHS), grid[..., 1].clamp(first, last)], dim=2)
+        best = _least(error, grid)
+    return best[:, :1], best[:, 1:]
+
+
+def _least(error: Callable[[Tensor, Tensor], Tensor], grid: Tensor) -> Tensor:
+    """Of candidates `[C, K, 2]` (width, zero point), the one with the least error in each row `[C, 2]`."""
+    choice = error(grid[..., 0], grid[..., 1]).argmin(1)
+    return grid[torch.arange(len(grid), device=grid.device), choice]
+
+
+def golden_search(points: Points, qmin: int, qmax: int, symmetric: bool, rounds: int = 3) -> Range:
+    """Range with the least error by golden-section search on one end at a time.
+
+    Far fewer evaluations than the grid and a continuous answer; it trusts that the error has one valley
+    along each end.
+
+    Args:
+        points: Values `[C, n]`.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        symmetric: Zero point fixed at 0.
+        rounds: How often to return to each end, where both can move.
+
+    Returns:
+        Lower and upper ends `[C]`, `[C]`.
+    """
+    lo, hi = points.lo, points.hi
+    if symmetric or _one_sided(points):
+        ends = _one_sided_ends(lo, hi, symmetric)
+        best = _golden(lambda f: _errors(points, ends[0] * f, ends[1] * f, qmin, qmax, symmetric), lo)
+        return ends[0] * best, ends[1] * best
+    low, high = lo, hi
+    for _ in range(rounds):
+        high = hi * _golden(lambda f: _errors(points, low, hi * f, qmin, qmax, symmetric), lo)  # noqa: B023
+        low = lo * _golden(lambda f: _errors(points, lo * f, high, qmin, qmax, symmetric), lo)  # noqa: B023
+    return low, high
+
+
+def _errors(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> Tensor:
+    """Error `[C]` of one range per row."""
+    hi = torch.maximum(hi, lo + MIN_SCALE)
+    return rounding_error(points, lo[:, None], hi[:, None], qmin, qmax, symmetric)[:, 0]
+
+
+def _golden(error: Callable[[Tensor], Tensor], like: Tensor, steps: int = 14) -> Tensor:
+    """Fraction in (0, 1] `[C]` that minimises `error(fraction) -> [C]`, each row on its own."""
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = torch.full_like(like, 1 / WIDTHS), torch.ones_like(like)
+    inner, outer = right - ratio * (right - left), left + ratio * (right - left)
+    error_inner, error_outer = error(inner), error(outer)
+    for _ in range(steps):
+        shrink = error_inner < error_outer
+        left, right = torch.where(shrink, left, inner), torch.where(shrink, outer, right)
+        inner, outer = right - ratio * (right - left), left + ratio * (right - left)
+        error_inner, error_outer = error(inner), error(outer)
+    return (left + right) / 2

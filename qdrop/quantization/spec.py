@@ -1,0 +1,60 @@
+"""What one quantizer is, as plain data."""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from qdrop.quantization.affine import integer_range
+
+
+class Kind(StrEnum):
+    """What a quantizer quantizes."""
+
+    WEIGHT = "weight"
+    ACTIVATION = "activation"
+
+
+@dataclass(frozen=True)
+class QuantizerSpec:
+    """One quantizer: where it sits and how it rounds."""
+
+    name: str
+    """Dotted path of the quantizer module, for example `layer1.0.conv1.weight_quantizer`."""
+    kind: Kind
+    """Weight or activation."""
+    node: str
+    """Graph node that is quantized: the layer for a weight, the producer of the value for an activation."""
+    quantizer: str
+    """Name of the quantizer class."""
+    observer: str
+    """Name of the observer class that sets the range."""
+    bit: int
+    """Width, 2 to 8."""
+    symmetric: bool
+    """Signed integers around zero."""
+    ch_axis: int
+    """Axis with a scale of its own per index; -1: one scale for the tensor."""
+    shape: tuple[int, ...]
+    """Shape of the weight, or of the activation of one image (no batch axis)."""
+
+    @property
+    def integers(self) -> tuple[int, int]:
+        """Smallest and largest integer."""
+        return integer_range(self.bit, self.symmetric)
+
+    @property
+    def channels(self) -> int:
+        """How many scales the quantizer holds."""
+        if self.ch_axis == -1:
+            return 1
+        batch_axes = 0 if self.kind is Kind.WEIGHT else 1
+        return self.shape[self.ch_axis - batch_axes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON or YAML; :meth:`from_dict` reads it back."""
+        return asdict(self) | {"kind": str(self.kind), "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "QuantizerSpec":
+        """The spec that :meth:`to_dict` wrote."""
+        return cls(**(data | {"kind": Kind(data["kind"]), "shape": tuple(data["shape"])}))

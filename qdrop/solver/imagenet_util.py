@@ -1,0 +1,249 @@
+"""Images to calibrate on, images to validate on, and top-1 accuracy. Where they come from: datasets.py.
+
+images = calibration_images(config.data, 1024, seed=0)      # [1024, 3, 224, 224]
+loader = validation_loader(config.data)                     # batches of (images, labels)
+check_outputs(num_classes(config.data), outputs=1000)
+print(accuracy(model, loader, device="cpu"))                # percent
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms.functional import to_tensor
+
+from qdrop.config import DataConfig
+from qdrop.solver.datasets import (
+    CIFAR_SIDE,
+    DataError,
+    Source,
+    UnreadableImageError,
+    class_names,
+    shorten,
+    training_source,
+    validation_source,
+)
+
+__all__ = ["DataError", "accuracy", "calibration_images", "check_outputs", "num_classes", "validation_loader"]
+
+DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
+log = logging.getLogger(__name__)
+Transform = Callable[[Any], Tensor]
+
+
+def calibration_images(config: DataConfig, count: int, seed: int) -> Tensor:
+    """Training images chosen at random without replacement, normalised and, with `data.augment`, augmented.
+
+    The same seed gives the same images and the same crops, whatever the number of workers; the global random
+    state is neither used nor changed. Images that cannot be read are replaced by others, with one warning.
+
+    Args:
+        config: the `data` section.
+        count: how many images.
+        seed: chooses images, crops and flips.
+
+    Returns:
+        float32 [count, C, H, W].
+
+    Raises:
+        DataError: the data is not there, or too few images can be read.
+    """
+    source = training_source(config)
+    available = len(source.labels)
+    if not 1 <= count <= available:
+        raise DataError(
+            f"calibration needs {count} images, found {available} for data.calib_from={config.calib_from}"
+        )
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).tolist()
+    transform = _training_transform(config) if config.augment else _validation_transform(config)
+    result: Tensor | None = None
+    filled, tried, unreadable = 0, 0, list[str]()
+    while filled < count and tried < available:  # a second round only replaces what the first could not read
+        chosen = order[tried : tried + count - filled]
+        tried += len(chosen)
+        loader = ImageLoader(Samples(source, chosen, transform, seed), config, warn=False)
+        for images, _ in loader:
+            if result is None:
+                result = images.new_empty(count, *images.shape[1:])  # [count, C, H, W]
+            result[filled : filled + len(images)] = images
+            filled += len(images)
+        unreadable += loader.unreadable
+    _warn(unreadable, tried, "replaced by other calibration images")
+    if result is None or filled < count:
+        raise DataError(
+            f"calibration needs {count} images, found {filled} that can be read among {available}"
+        )
+    return result
+
+
+def validation_loader(config: DataConfig) -> DataLoader:
+    """Batches of (images [N, C, H, W] float32, labels [N] int64), always in the same order.
+
+    With `data.val_limit`, an evenly spread subset: image floor(i * total / limit) for i = 0 .. limit - 1.
+    Images are sorted by class, so the first `limit` of them would be of the first few classes only.
+
+    Images that cannot be read are left out, with one warning after the last batch.
+
+    Raises:
+        DataError: the data is not there, or `val` holds a class that is not in the list of classes.
+    """
+    source = validation_source(config)
+    total = len(source.labels)
+    limit = total if config.val_limit is None else min(config.val_limit, total)
+    chosen = [i * total // limit for i in range(limit)]
+    return ImageLoader(Samples(source, chosen, _validation_transform(config)), config)
+
+
+def num_classes(config: DataConfig) -> int:
+    """How many classes the full list has, whichever of them `val` holds."""
+    return len(class_names(config))
+
+
+def check_outputs(classes: int, outputs: int) -> None:
+    """Raise a DataError unless the network has one output per class."""
+    if classes != outputs:
+        raise DataError(
+            f"the data has {classes} classes, the network {outputs} outputs: labels would not match. Take a "
+            f"network with {classes} outputs, or name all {outputs} classes in the order of its outputs "
+            "(data.classes=FILE, one class folder a line)."
+        )
+
+
+def accuracy(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device | str,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> float:
+    """Top-1 accuracy in percent. The model runs in eval mode without gradients; its mode is restored.
+
+    Args:
+        model: images [N, C, H, W] to logits [N, classes]; already on `device`.
+        loader: batches of (images, labels).
+        device: where to put the images.
+        on_batch: called after each batch with (batches done, batches in all).
+
+    Raises:
+        FloatingPointError: a logit is infinite or not a number.
+        DataError: the loader gave no image.
+    """
+    correct, seen = 0, 0
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            for done, (images, labels) in enumerate(loader, start=1):
+                logits = model(images.to(device, non_blocking=True))  # [N, classes]
+                if not logits.isfinite().all():
+                    raise FloatingPointError(
+                        f"the network's output has infinite or NaN values in batch {done} of {len(loader)}"
+                    )
+                correct += int((logits.argmax(1) == labels.to(device)).sum())
+                seen += len(labels)
+                if on_batch is not None:
+                    on_batch(done, len(loader))
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    if seen == 0:
+        raise DataError("no validation image could be read: there is no accuracy to report")
+    return 100 * correct / seen
+
+
+Sample = tuple[Tensor, int] | str  # an unreadable image is its name
+
+
+class Samples(Dataset[Sample]):
+    """Chosen images of a source, transformed; the randomness of each depends on (seed, index) alone."""
+
+    def __init__(self, source: Source, chosen: Sequence[int], transform: Transform, seed: int = 0) -> None:
+        self.source, self.chosen, self.transform, self.seed = source, chosen, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, position: int) -> Sample:
+        index = self.chosen[position]
+        try:
+            image = self.source.load(index)
+        except UnreadableImageError:
+            return self.source.name(index)
+        with torch.random.fork_rng(devices=[]):  # gives the global random state back
+            torch.default_generator.manual_seed(zlib.crc32(f"{self.seed} {index}".encode()))
+            return self.transform(image), self.source.labels[index]
+
+
+class ImageLoader(DataLoader[Sample]):
+    """Batches of (images, labels). What cannot be read is left out, and named in `unreadable`."""
+
+    unreadable: list[str]
+
+    def __init__(self, samples: Samples, config: DataConfig, warn: bool = True) -> None:
+        super().__init__(
+            samples,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            pin_memory=config.pin_memory and torch.cuda.is_available(),
+            collate_fn=_collate,
+            generator=torch.Generator(),  # else every pass draws from the global one
+        )
+        self.total, self.warn = len(samples), warn
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        self.unreadable = []
+        for images, labels, unreadable in super().__iter__():
+            self.unreadable += unreadable
+            if len(labels):
+                yield images, labels
+        if self.warn:
+            _warn(self.unreadable, self.total, "left out of the accuracy")
+
+
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
+    """Images [N, C, H, W], labels [N], and the names of the unreadable ones."""
+    read = [sample for sample in samples if not isinstance(sample, str)]
+    unreadable = [sample for sample in samples if isinstance(sample, str)]
+    images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
+    return images, torch.tensor([label for _, label in read]), unreadable
+
+
+def _warn(unreadable: Sequence[str], tried: int, consequence: str) -> None:
+    """One warning for all images that cannot be read, naming the first few."""
+    if unreadable:
+        what = f"{len(unreadable)} of {tried} images cannot be read"
+        log.warning("%s, %s: %s", what, consequence, shorten(unreadable))
+
+
+def _training_transform(config: DataConfig) -> Transform:
+    """The augmentation usual for each kind of data, then normalisation."""
+    steps = {
+        "imagenet": [transforms.RandomResizedCrop(config.input_size), transforms.RandomHorizontalFlip()],
+        "cifar10": [transforms.RandomCrop(CIFAR_SIDE, padding=4), transforms.RandomHorizontalFlip()],
+        "digits": [transforms.RandomCrop(8, padding=1)],  # shifts by one pixel
+    }[config.type]
+    return transforms.Compose([*steps, _to_float, _normalize(config)])
+
+
+def _validation_transform(config: DataConfig) -> Transform:
+    """Resize and central crop for ImageNet, then normalisation."""
+    crop = [transforms.Resize(config.test_resize), transforms.CenterCrop(config.input_size)]
+    steps = crop if config.type == "imagenet" else []
+    return transforms.Compose([*steps, _to_float, _normalize(config)])
+
+
+def _normalize(config: DataConfig) -> Transform:
+    """By `data.mean` and `data.std`; digits have one channel and constants of their own."""
+    if config.type == "digits":
+        return transforms.Normalize([DIGITS_MEAN], [DIGITS_STD])
+    return transforms.Normalize(config.mean, config.std)
+
+
+def _to_float(image: Image.Image | Tensor) -> Tensor:
+    """float32 [C, H, W] in 0..1."""
+    return image if isinstance(image, Tensor) else to_tensor(image)
