@@ -1,6 +1,6 @@
 """The settings of a run: typed, checked dataclasses. An unknown key or a value out of range is an error.
 
-The docstring below a field is its help text (``--help``). Reading YAML, overrides and errors: ``config_io.py``.
+The docstring below a field is its help text (``config_help.py``). YAML, overrides and errors: ``config_io.py``.
 """
 
 from dataclasses import field
@@ -38,7 +38,7 @@ class QConfig:
     quantizer: Quantizer
     """Which fake quantizer."""
     observer: Observer = "MSEObserver"
-    """How the range is found from data: min-max or the least quantization error; Avg: averaged over batches."""
+    """How the range is found: min-max or least quantization error; Avg: averaged over batches."""
     bit: Bits = 4
     """Number of bits."""
     symmetric: bool = False
@@ -105,7 +105,7 @@ class ReconConfig:
     """Probability of KEEPING the quantized value of an activation (1.0: never drop), otherwise its
     full-precision value is used. The name is that of the published configs."""
     input_prob: Fraction | None = None
-    """Probability of KEEPING the quantized value at the input of a unit (1.0: never drop); null: same as drop_prob."""
+    """Probability of KEEPING the quantized value at the input of a unit (1.0: never drop); null: as drop_prob."""
     granularity: Literal["block", "layer"] = "block"
     """A unit is a residual block (or a layer outside any), or always a single layer."""
 

@@ -1,4 +1,4 @@
-"""What the settings are, told from the dataclasses: the text of ``--help`` and what errors say was expected."""
+"""What the settings are, read off the dataclasses: for ``--help``, and for errors to say what was expected."""
 
 import difflib
 import json
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
-
-from pydantic import TypeAdapter
 
 from qdrop.config import Config
 
@@ -123,11 +121,15 @@ def _bounds(limits: list[Any]) -> str:
 
 
 def _paragraph(setting: Setting, width: int) -> str:
-    """One setting: key, default and type on a line, its meaning below."""
+    """One setting: key, default and type on a line, its meaning below; a section has an empty line above."""
     name, words = ".".join(setting.key), describe(setting.hint)
-    if words == "section":
-        return f"\n{name}:  {setting.meaning}"
-    default = TypeAdapter(Any).dump_python(setting.default, mode="json")
-    shown = "{...}" if is_dataclass(setting.default) else json.dumps(default)
-    head = textwrap.fill(f"{name} = {shown}  ({words})", width, initial_indent="  ", subsequent_indent="      ")
-    return f"{head}\n{textwrap.fill(setting.meaning, width, initial_indent='      ', subsequent_indent='      ')}"
+    if words.startswith("section"):
+        is_off = " = null" if setting.default is None else ""
+        return f"\n{name}{is_off}  ({words})\n{_fill(setting.meaning, width, 6)}"
+    head = f"{name} = {json.dumps(setting.default)}  ({words})"
+    return f"{_fill(head, width, 2)}\n{_fill(setting.meaning, width, 6)}"
+
+
+def _fill(text: str, width: int, indent: int) -> str:
+    """Wrapped text, its further lines indented by six."""
+    return textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * 6)

@@ -3,14 +3,17 @@
     config, file = parse_args()              # --config FILE quant.a_qconfig.bit=2 data.path=/data/imagenet
     config = load_config("config.yaml", ["quant.recon.iters=100"])
 
-A YAML file may name another to build on, ``base: ../base.yaml``, relative to its own folder. Values are plain data:
-nothing is evaluated or interpolated.
+A YAML file may name another to build on, ``base: ../base.yaml``, relative to its own folder. Values are plain
+data: nothing is evaluated or interpolated.
 """
 
 import argparse
+import functools
 import hashlib
 import io
+import itertools
 import json
+import operator
 import os
 import re
 import shutil
@@ -24,19 +27,19 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from qdrop.config import Config
-from qdrop.config_help import describe, nearest, settings_help, type_at
+from qdrop.config_help import Key, expected, nearest, settings_help
 
-COMMAND_LINE = "command line"
-OVERRIDE = re.compile(r"(?P<key>[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*)=(?P<value>.*)", re.DOTALL)
+# a.b.c=value; a name with dots in it goes in brackets: quant.overrides[layer1.*].w_bit=4
+OVERRIDE = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*=.*", re.DOTALL)
+NO_INTERPOLATION = "${...} is not supported, values are taken as they are written"
 
-Key = tuple[str, ...]
 Places = dict[Key, str]  # where a key was given: "file:line" or "command line"
 
 _ADAPTER = TypeAdapter(Config)
 
 
 class ConfigError(ValueError):
-    """Settings that cannot be used; each of `problems` names its key, where it came from and what was expected."""
+    """Settings that cannot be used. Each of `problems` names the key, where it was given, and what was expected."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -46,9 +49,9 @@ class ConfigError(ValueError):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file, and the ones it builds on; overrides such as ``quant.recon.iters=100`` come last."""
     data, places = _read(Path(path))
-    for override, extra in zip(overrides, _parse_overrides(overrides), strict=True):
+    for extra in _parse_overrides(overrides):
         data = _merge(data, extra)
-        places |= dict.fromkeys(_keys(extra), f"{COMMAND_LINE} ({override})")
+        places |= dict.fromkeys(_keys(extra), "command line")
     return _validate(data, places)
 
 
@@ -87,17 +90,22 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         width = min(shutil.get_terminal_size().columns, 110)
-        return f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n"
+        return (
+            f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n"
+        )
 
 
 def parse_args(
     argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
 ) -> tuple[Config, Path]:
-    """The settings a command line asks for, and the config file it names (`argv` None: that of the process)."""
+    """The settings a command line asks for, and the config file it names; `argv` None: that of this process."""
     parser = _Parser(prog=prog, description="Quantize a vision network after training.")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's: quant.recon.iters=100"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace the file's: quant.recon.iters=100",
     )
     args = parser.parse_intermixed_args(argv)
     return load_config(args.config, args.overrides), args.config
@@ -131,8 +139,8 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], Places]:
     try:
         nodes = list(_nodes(yaml.compose(text, Loader=yaml.SafeLoader)))
         refused = [
-            f"{path}:{node.start_mark.line + 1}: {'.'.join(key)} = {node.value}: interpolation is not supported"
-            for key, node in nodes
+            f"{path}:{line}: {'.'.join(key)} = {node.value}: {NO_INTERPOLATION}"
+            for key, line, node in nodes
             if isinstance(node, yaml.ScalarNode) and "${" in node.value
         ]
         if refused:
@@ -142,5 +150,93 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], Places]:
         raise ConfigError(f"{path}{_line(error)}: not valid YAML: {_reason(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: expected sections (quant, model, data, process), got a list")
-    places = {key: f"{path}:{line}" for key, line in lines}
-    return data, places
+    places = {key: f"{path}:{line}" for key, line, _ in nodes}
+    return {str(key): value for key, value in data.items()}, places
+
+
+def _nodes(node: yaml.Node | None, key: Key = (), line: int = 1) -> Iterator[tuple[Key, int, yaml.Node]]:
+    """Every value in a YAML document with its key and the key's line; items of a list have the list's key."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            inner, at = (*key, str(name.value)), name.start_mark.line + 1
+            yield inner, at, value
+            yield from _nodes(value, inner, at)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield key, line, item
+            yield from _nodes(item, key, line)
+
+
+def _line(error: Exception) -> str:
+    """``:3`` where a YAML error knows its line."""
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the position and context that the libraries add."""
+    return getattr(error, "problem", None) or str(error).partition("\n")[0]
+
+
+def _parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """``a.b=value`` as nested data; the value is read as YAML, and nothing at all is null."""
+    parsed: list[dict[str, Any]] = []
+    problems = []
+    for override in overrides:
+        try:
+            if not OVERRIDE.fullmatch(override):
+                raise ConfigError("expected key=value, as in quant.recon.iters=100")
+            if "${" in override:
+                raise ConfigError(NO_INTERPOLATION)
+            parsed.append(OmegaConf.to_container(OmegaConf.from_dotlist([override])))  # type: ignore[arg-type]
+        except (ConfigError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+            problems.append(f"command line: {override}: {_reason(error)}")
+    if problems:
+        raise ConfigError(*problems)
+    return parsed
+
+
+def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`, mapping by mapping; anything else is replaced whole."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        both = isinstance(lower.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(lower[key], value) if both else value
+    return merged
+
+
+def _keys(data: dict[str, Any], above: Key = ()) -> Iterator[Key]:
+    """Every key of nested data."""
+    for name, value in data.items():
+        yield (*above, str(name))
+        if isinstance(value, dict):
+            yield from _keys(value, (*above, str(name)))
+
+
+def _validate(data: dict[str, Any], places: Places) -> Config:
+    """The checked settings. By way of JSON: there, strict checks take a mapping for a section, a list for a tuple."""
+    text = json.dumps(data, default=str)
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        problems = (_problem(detail, json.loads(text), places) for detail in error.errors())
+        raise ConfigError(*dict.fromkeys(problems)) from None
+
+
+def _problem(detail: Any, data: dict[str, Any], places: Places) -> str:
+    """One error of pydantic in our words."""
+    key = tuple(itertools.takewhile(lambda part: isinstance(part, str), detail["loc"]))  # not into lists
+    known = (places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places)
+    place = next((f"{place}: " for place in known), "")
+    name = ".".join(key)
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{place}{name}: unknown key; {nearest(key)}"
+    if detail["type"] == "value_error":
+        return f"{place}{name}: {detail['ctx']['error']}"
+    value = functools.reduce(operator.getitem, key, data)
+    return f"{place}{name} = {_show(value)}: expected {expected(key)}"
+
+
+def _show(value: Any) -> str:
+    """A value as YAML would have it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -14,6 +14,8 @@ NORM = 2.4
 """Exponent of the error, as in the published method; between least squares and robustness to clipping."""
 WIDTHS = 100
 """Candidate widths: 1/100 of the full range to all of it."""
+VALLEYS = 4
+"""Candidates that each level of the search looks around."""
 CHUNK = 1 << 20
 """Values worked on at a time, so that a step of the search stays in the processor's cache."""
 
@@ -147,23 +149,34 @@ def _zoom(
     width = torch.arange(strides[0][0], WIDTHS + 1, strides[0][0], device=device)
     zero_point = torch.arange(first, last + 1, strides[0][1], device=device)
     grid = torch.cartesian_prod(width, zero_point).expand(rows, -1, 2)
-    best = _least(error, grid)
+    best = _valleys(error, grid, len(zero_point))
     for (coarse_w, coarse_z), (w, z) in pairwise(strides):
         offsets = torch.cartesian_prod(
             torch.arange(-coarse_w, coarse_w + 1, w, device=device),
             torch.arange(-coarse_z, coarse_z + 1, z, device=device),
         )
-        grid = best[:, None] + offsets
+        grid = (best[:, :, None] + offsets).flatten(1, 2)
         # Candidates beyond an edge fold onto it: looked at twice, never chosen wrongly.
         grid = torch.stack([grid[..., 0].clamp(1, WIDTHS), grid[..., 1].clamp(first, last)], dim=2)
-        best = _least(error, grid)
-    return best[:, :1], best[:, 1:]
+        best = _least(error(grid[..., 0], grid[..., 1]), grid, VALLEYS)
+    return best[:, :1, 0], best[:, :1, 1]
 
 
-def _least(error: Callable[[Tensor, Tensor], Tensor], grid: Tensor) -> Tensor:
-    """Of candidates `[C, K, 2]` (width, zero point), the one with the least error in each row `[C, 2]`."""
-    choice = error(grid[..., 0], grid[..., 1]).argmin(1)
-    return grid[torch.arange(len(grid), device=grid.device), choice]
+def _valleys(error: Callable[[Tensor, Tensor], Tensor], grid: Tensor, zero_points: int) -> Tensor:
+    """The best few zero points, each with its best width, of a full grid `[C, W * Z, 2]`: `[C, VALLEYS, 2]`.
+
+    Each zero point has a valley of its own along the width; two neighbours in one valley would be one lead.
+    """
+    errors = error(grid[..., 0], grid[..., 1]).view(len(grid), -1, zero_points)
+    least, row = errors.min(1)  # [C, Z]
+    flat = row * zero_points + torch.arange(zero_points, device=grid.device)
+    return _least(least, grid.gather(1, flat[..., None].expand(-1, -1, 2)), VALLEYS)
+
+
+def _least(errors: Tensor, grid: Tensor, count: int) -> Tensor:
+    """Of candidates `[C, K, 2]` with errors `[C, K]`, the `count` best ones, best first."""
+    choice = errors.topk(min(count, errors.shape[1]), largest=False).indices
+    return grid.gather(1, choice[..., None].expand(-1, -1, 2))
 
 
 def golden_search(points: Points, qmin: int, qmax: int, symmetric: bool, rounds: int = 3) -> Range:
