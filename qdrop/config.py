@@ -1,6 +1,6 @@
 """The settings of a run: typed, checked dataclasses. An unknown key or a value out of range is an error.
 
-The docstring below a field is its help text (``config_help.py``). YAML, overrides and errors: ``config_io.py``.
+The docstring below a field is its help text, see ``config_help.py``. YAML and overrides: ``config_io.py``.
 """
 
 from dataclasses import field
@@ -105,7 +105,7 @@ class ReconConfig:
     """Probability of KEEPING the quantized value of an activation (1.0: never drop), otherwise its
     full-precision value is used. The name is that of the published configs."""
     input_prob: Fraction | None = None
-    """Probability of KEEPING the quantized value at the input of a unit (1.0: never drop); null: as drop_prob."""
+    """Probability of KEEPING the quantized value at a unit's input (1.0: never drop); null: as drop_prob."""
     granularity: Literal["block", "layer"] = "block"
     """A unit is a residual block (or a layer outside any), or always a single layer."""
 
@@ -171,6 +171,8 @@ class DataConfig:
 
     type: Literal["imagenet", "cifar10", "digits"] = "imagenet"
     """Which data set; digits comes with scikit-learn and needs no path."""
+    name: str | None = None
+    """What results call it, for example "ImageNet, 1,200 images"; null: the type."""
     path: str | None = None
     """Its folder; for imagenet the one that holds train and val."""
     batch_size: Count = 64

@@ -1,4 +1,4 @@
-"""What the settings are, read off the dataclasses: for ``--help``, and for errors to say what was expected."""
+"""What the settings are, read off the dataclasses, for ``--help`` and for what errors say was expected."""
 
 import difflib
 import json
@@ -132,4 +132,6 @@ def _paragraph(setting: Setting, width: int) -> str:
 
 def _fill(text: str, width: int, indent: int) -> str:
     """Wrapped text, its further lines indented by six."""
-    return textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * 6)
+    return textwrap.fill(
+        text, width, initial_indent=" " * indent, subsequent_indent=" " * 6, break_on_hyphens=False
+    )

@@ -39,7 +39,7 @@ _ADAPTER = TypeAdapter(Config)
 
 
 class ConfigError(ValueError):
-    """Settings that cannot be used. Each of `problems` names the key, where it was given, and what was expected."""
+    """Settings that cannot be used; each of `problems` names key and place, and what was expected."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -98,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_args(
     argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
 ) -> tuple[Config, Path]:
-    """The settings a command line asks for, and the config file it names; `argv` None: that of this process."""
+    """The settings a command line asks for, and the file it names; `argv` None: that of this process."""
     parser = _Parser(prog=prog, description="Quantize a vision network after training.")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument(
@@ -214,7 +214,7 @@ def _keys(data: dict[str, Any], above: Key = ()) -> Iterator[Key]:
 
 
 def _validate(data: dict[str, Any], places: Places) -> Config:
-    """The checked settings. By way of JSON: there, strict checks take a mapping for a section, a list for a tuple."""
+    """The settings, checked as JSON, in which mappings are sections and lists are tuples."""
     text = json.dumps(data, default=str)
     try:
         return _ADAPTER.validate_json(text)

@@ -1,0 +1,27 @@
+"""Calibration: every quantizer gets its range before anything is learned."""
+
+import torch
+from torch import Tensor, nn
+
+from qdrop.quantization.state import calibrating
+
+
+def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> None:
+    """Set weight ranges from the weights and activation ranges from images, with every quantizer off.
+
+    Args:
+        model: A quantized graph on `device`; its quantizers are changed in place.
+        images: `[N, C, H, W]`, N at least 1.
+        batch_size: Images at a time. The averaged observers (`Avg...`) average over batches; for the others
+            the result does not depend on it.
+        device: Where the model is.
+
+    Raises:
+        ValueError: If there is no image, or a value in the network is not finite.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no calibration images; at least 1 is needed")
+    with calibrating(model):
+        for batch in images.split(batch_size):
+            if not model(batch.to(device)).isfinite().all():
+                raise ValueError("the full-precision network gives values that are not finite on calibration images")

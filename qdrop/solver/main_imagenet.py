@@ -1,0 +1,189 @@
+"""Quantize a trained network: the whole method, top to bottom.
+
+    python -m qdrop.solver.main_imagenet --config exp/w2a4/res18/config.yaml data.path=/data/imagenet
+    python -m qdrop.solver.main_imagenet --help        # every setting, its default and its meaning
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from qdrop.config import Config
+from qdrop.config_io import ConfigError, parse_args, run_folder
+from qdrop.models import ModelError, WeightsError, build_model_with_info
+from qdrop.quantization.convert import quantize_graph
+from qdrop.quantization.graph import GraphError, trace
+from qdrop.quantization.plan import PlanError, make_plan
+from qdrop.quantization.state import quantizing
+from qdrop.solver.calibrate import calibrate
+from qdrop.solver.imagenet_util import (
+    DataError,
+    accuracy,
+    calibration_images,
+    check_outputs,
+    num_classes,
+    validation_loader,
+)
+from qdrop.solver.progress import UnitProgress
+from qdrop.solver.recon import ReconstructionError, reconstruct
+from qdrop.solver.run_folder import RunFolder, peak_memory_mb
+
+log = logging.getLogger("qdrop")
+
+USER_ERRORS = (ConfigError, DataError, ModelError, WeightsError, GraphError, PlanError, ReconstructionError, OSError)
+"""What goes wrong through settings, files or data; shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found out."""
+
+    model: str
+    """Network."""
+    data: str
+    """What it was evaluated on."""
+    w_bit: int
+    """Bits of the weights."""
+    a_bit: int | None
+    """Bits of the activations; None: not quantized."""
+    top1_full: float
+    """Top-1 of the full-precision network, percent."""
+    top1_nearest: float
+    """Top-1 with everything rounded to the nearest, percent."""
+    top1: float
+    """Top-1 of the outcome, percent."""
+    drop_prob: float | None
+    """Probability of keeping a quantized activation during reconstruction; None: no reconstruction."""
+    iters: int
+    """Iterations per unit; 0: no reconstruction."""
+    calibration_images: int
+    """Images that were calibrated and reconstructed on."""
+    validation_images: int
+    """Images that top-1 was measured on."""
+    seed: int
+    """Seed of the run."""
+    seconds_calibrate: float
+    """Wall time of calibration."""
+    seconds_reconstruct: float
+    """Wall time of reconstruction."""
+    peak_memory_mb: float
+    """Most memory held."""
+
+
+def run(config: Config, out: Path) -> Result:
+    """Quantize and measure one network.
+
+    Args:
+        config: All settings.
+        out: The run folder, where everything found out is written.
+
+    Returns:
+        The result, as written to `result.json`.
+
+    Raises:
+        Exception: One of `USER_ERRORS`, naming what to change.
+    """
+    quant, recon, seed = config.quant, config.quant.recon, config.process.seed
+    folder = RunFolder(out, config)
+    device = pick_device(config)
+
+    # Data and the full-precision network.
+    model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
+    folder.environment(device, None if weights is None else asdict(weights))
+    loader = validation_loader(config.data)
+    images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
+    with torch.no_grad():
+        check_outputs(num_classes(config.data), model(images[:1]).shape[1])
+
+    # What is quantized where, and the units.
+    graph = trace(model, images[:2])
+    plan = make_plan(graph, quant, recon.granularity if recon else "block")
+    folder.plan(plan)
+    for note in plan.notes:
+        log.warning(note)
+    quantized = quantize_graph(graph, plan).to(device)
+    full = accuracy(quantized, loader, device)
+    log.info("%s, full precision: %.2f", config.model.type, full)
+
+    # Ranges; round-to-nearest comes out of it for free.
+    started = time.perf_counter()
+    calibrate(quantized, images[: quant.calibrate_range], config.data.batch_size, device)
+    seconds_calibrate = time.perf_counter() - started
+    with quantizing(quantized):
+        nearest = accuracy(quantized, loader, device)
+    log.info("calibrated in %.1f s; round-to-nearest: %.2f", seconds_calibrate, nearest)
+
+    # Unit by unit: learn the rounding of the weights and the scales of the activations.
+    started = time.perf_counter()
+    if recon is not None:
+        with UnitProgress(len(plan.units), recon.iters) as progress:
+            for report in reconstruct(quantized, plan, images, recon, seed, device, progress):
+                folder.log(asdict(report) | {"peak_memory_mb": peak_memory_mb(device)})
+                log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
+    seconds_reconstruct = time.perf_counter() - started
+
+    # The outcome.
+    top1 = nearest
+    if recon is not None:
+        with quantizing(quantized):
+            top1 = accuracy(quantized, loader, device)
+    result = Result(
+        model=config.model.type,
+        data=config.data.name or config.data.type,
+        w_bit=quant.w_qconfig.bit,
+        a_bit=quant.a_qconfig.bit if quant.a_qconfig else None,
+        top1_full=full,
+        top1_nearest=nearest,
+        top1=top1,
+        drop_prob=recon.drop_prob if recon else None,
+        iters=recon.iters if recon else 0,
+        calibration_images=len(images),
+        validation_images=len(loader.dataset),  # type: ignore[arg-type]
+        seed=seed,
+        seconds_calibrate=seconds_calibrate,
+        seconds_reconstruct=seconds_reconstruct,
+        peak_memory_mb=peak_memory_mb(device),
+    )
+    folder.result(result)
+    log.info("%s: top-1 %.2f (full precision %.2f); results in %s", config.model.type, top1, full, out)
+    return result
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device `process.device` asks for; also sets the number of CPU threads.
+
+    Raises:
+        ConfigError: If a GPU is asked for and there is none.
+    """
+    if config.process.threads is not None:
+        torch.set_num_threads(config.process.threads)
+    name = config.process.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"process.device = {name}: torch sees no GPU here; use process.device=cpu")
+    return torch.device(name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command line; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config, file = parse_args(argv)
+        out = run_folder(config, file)
+        out.mkdir(parents=True, exist_ok=True)
+        logging.getLogger().addHandler(RunFolder.log_file(out))
+        run(config, out)
+    except USER_ERRORS as error:
+        log.error("error: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

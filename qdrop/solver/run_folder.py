@@ -1,0 +1,105 @@
+"""The folder of a run: resolved settings, environment, a log line per unit, the result."""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdrop.config import Config
+from qdrop.config_io import save_config
+from qdrop.quantization.plan import Plan
+
+PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+class RunFolder:
+    """Writes what a run leaves behind: `config.resolved.yaml`, `env.json`, `plan.json`, `log.jsonl`, `result.json`.
+
+    Args:
+        path: The folder; made if it is not there. Files of an earlier run in it are replaced.
+        config: The run's settings.
+
+    Raises:
+        OSError: If the folder cannot be written to, at once and not after hours of work.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        save_config(config, path / "config.resolved.yaml")
+        (path / "log.jsonl").write_text("", encoding="utf-8")
+        (path / "result.json").unlink(missing_ok=True)
+
+    def environment(self, device: torch.device, weights: dict[str, Any] | None) -> None:
+        """Record versions, device, git revision and which weights were loaded."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        self._write(
+            "env.json",
+            {
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "packages": {package: _version(package) for package in PACKAGES},
+                "device": str(device),
+                "device_name": name,
+                "threads": torch.get_num_threads(),
+                "revision": revision(),
+                "arguments": sys.argv[1:],
+                "weights": weights,
+            },
+        )
+
+    def plan(self, plan: Plan) -> None:
+        """Record what is quantized where."""
+        self._write("plan.json", plan.to_dict())
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to `log.jsonl`."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def result(self, result: Any) -> None:
+        """Record the outcome, a dataclass."""
+        self._write("result.json", asdict(result))
+
+    def log_file(self) -> logging.Handler:
+        """A logging handler that writes `run.log`."""
+        handler = logging.FileHandler(self.path / "run.log", mode="w", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        return handler
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
+        (self.path / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def revision() -> str | None:
+    """Git revision of the package's source, with `-dirty` if it was changed since; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, in MB: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on every platform, and only needed here
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
