@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["qdrop", "qdrop.*"]),
-    package_data={"qdrop": ["py.typed"]},
+    package_data={"qdrop": ["py.typed", "models/assets/*.safetensors"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",
@@ -21,8 +21,8 @@ setup(
         "numpy>=2.0",
         "matplotlib>=3.9",
         "omegaconf>=2.3",
-        "psutil>=6.0",
         "pydantic>=2.9",
+        "pyyaml>=6.0",
         "rich>=13.7",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",

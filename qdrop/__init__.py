@@ -1,0 +1,25 @@
+"""QDrop: post-training quantization of vision networks to 2-4 bits.
+
+    quantized, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}, "recon": {"iters": 2000}})
+"""
+
+from qdrop.api import Report, quantize
+from qdrop.config import QuantConfig, ReconConfig
+from qdrop.models import build_model
+from qdrop.quantization.graph import GraphError, trace
+from qdrop.quantization.plan import Plan, make_plan
+from qdrop.quantization.state import quantizing
+
+__version__ = "0.1.0"
+__all__ = [
+    "GraphError",
+    "Plan",
+    "QuantConfig",
+    "ReconConfig",
+    "Report",
+    "build_model",
+    "make_plan",
+    "quantize",
+    "quantizing",
+    "trace",
+]

@@ -6,6 +6,8 @@ section 5 and Figure 7; every width but that of the last convolution is doubled.
 
 from torch import Tensor, nn
 
+from qdrop.models.layers import conv_bn
+
 STAGES = (
     # kernel size, expansion, channels, blocks, stride of the first block
     (3, 3, 48, 3, 2),
@@ -15,16 +17,6 @@ STAGES = (
     (5, 6, 384, 4, 2),
     (3, 6, 640, 1, 1),
 )
-
-
-def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    """A convolution that keeps the size (divided by `stride`), and its batch norm."""
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(out_channels)]
 
 
 class MBConv(nn.Module):

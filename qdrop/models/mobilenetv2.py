@@ -6,6 +6,8 @@ Tables 1 and 2.
 
 from torch import Tensor, nn
 
+from qdrop.models.layers import conv_bn
+
 STAGES = (
     # expansion, channels, blocks, stride of the first block (Table 2: t, c, n, s)
     (1, 16, 1, 1),
@@ -16,16 +18,6 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
-
-def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    """A convolution that keeps the size (divided by `stride`), and its batch norm."""
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(out_channels)]
 
 
 class InvertedResidual(nn.Module):

@@ -73,7 +73,8 @@ class _FakeQuantize(torch.autograd.Function):
     ICLR 2020, eq. 3). The zero point only moves what is clamped: `-s` outside, 0 inside (Bhalgat et al.,
     LSQ+, 2020). Where `keep` is 0 the input passes untouched, and with it its gradient.
 
-    Written as one function because autograd would keep some ten intermediate tensors of the input's size.
+    Written as one function, in place where it can be: autograd would keep some ten tensors of the input's
+    size where two are enough, the derivatives for `x` and for `s`.
     """
 
     @staticmethod
@@ -83,26 +84,34 @@ class _FakeQuantize(torch.autograd.Function):
         steps = x / scale
         rounded = torch.round(steps).add_(zero_point)
         level = rounded.clamp(qmin, qmax)
-        inside = rounded.eq_(level)  # 1 where nothing was clamped, as a float, in the memory of `rounded`
+        slope_x = rounded.eq_(level)  # 1 inside the range, 0 where something was clamped
         level.sub_(zero_point)
-        out = level * scale
+        slope_scale = torch.sub(level, steps.mul_(slope_x), out=steps)
+        out = level.mul_(scale)
         if keep is not None:
             out = torch.lerp(x, out, keep)  # exact at 0 and at 1, and far faster than `where` on a CPU
-        ctx.save_for_backward(level, steps, inside, keep, scale, zero_point)
+            slope_scale.mul_(keep)
+            slope_x.sub_(1).mul_(keep).add_(1)
+        ctx.save_for_backward(slope_x, slope_scale, scale)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        level, steps, inside, keep, scale, zero_point = ctx.saved_tensors
-        through = grad if keep is None else grad * keep  # what flows through the quantizer
-        grad_x = through * inside if keep is None else grad.addcmul(through, inside - 1)
+        slope_x, slope_scale, scale = ctx.saved_tensors
+        grad_x = grad * slope_x
         grad_scale = grad_zero_point = None
         if ctx.needs_input_grad[1]:
-            slope = torch.addcmul(level, steps, inside, value=-1)
-            grad_scale = (through * slope).sum_to_size(scale.shape)
+            grad_scale = _sum_of_product(grad, slope_scale, scale)
         if ctx.needs_input_grad[2]:
-            grad_zero_point = (through * (inside - 1) * scale).sum_to_size(zero_point.shape)
+            grad_zero_point = ((grad_x - grad) * scale).sum_to_size(scale.shape)
         return grad_x, grad_scale, grad_zero_point, None, None, None
+
+
+def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """`a * b` summed to the shape of `like`; one pass where that is a single number."""
+    if like.numel() == 1:
+        return torch.dot(a.reshape(-1), b.reshape(-1)).view_as(like)
+    return (a * b).sum_to_size(like.shape)
 
 
 def fake_quantize(

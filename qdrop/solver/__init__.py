@@ -1,0 +1,1 @@
+"""The jobs: load data, calibrate, reconstruct, evaluate, report."""

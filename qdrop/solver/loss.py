@@ -18,7 +18,8 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return (out - target).square().sum(1).mean()
+    error = out - target
+    return (error * error).sum() / (error.numel() / error.shape[1])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""The notebook API: quantize a model of your own in one call."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qdrop.config import QuantConfig, ReconConfig
+from qdrop.config_io import config_from_dict
+from qdrop.quantization.convert import quantize_graph
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import Plan, make_plan
+from qdrop.quantization.state import quantizers
+from qdrop.solver.calibrate import calibrate
+from qdrop.solver.progress import UnitProgress
+from qdrop.solver.recon import UnitReport, reconstruct
+
+Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `quantize` did."""
+
+    plan: Plan
+    """What is quantized where, and the units."""
+    units: tuple[UnitReport, ...]
+    """Losses before and after, in order; empty without reconstruction."""
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Tensor | Iterable[Batch],
+    config: QuantConfig | dict[str, Any] | None = None,
+    *,
+    seed: int = 1005,
+    device: torch.device | str | None = None,
+) -> tuple[fx.GraphModule, Report]:
+    """Quantize a trained network.
+
+        quantized, report = qdrop.quantize(model, loader, {"w_qconfig": {"bit": 2}, "recon": {"iters": 2000}})
+
+    Args:
+        model: Any network that takes one image tensor, gives one tensor and can be traced by `torch.fx`. It is
+            left as it was.
+        calibration: Images `[N, C, H, W]`, or batches of them; of a batch `(images, labels)` the first is
+            taken. The first `config.calibrate` images are used. They need no labels.
+        config: A `QuantConfig`, or the `quant` section of a config file as a dict; None: the published
+            method at W2A4. A dict without `recon` means round-to-nearest, as in a config file.
+        seed: Seed of the batches and of the drop.
+        device: Where to compute; None: where the model's parameters are.
+
+    Returns:
+        The quantized network, which stays a plain module on `device`, and a report.
+
+    Raises:
+        GraphError: If the network cannot be traced or quantized; names the module and the reason.
+        ConfigError: If the config has an unknown key or a value out of range.
+        ValueError: If there are fewer images than one batch of the reconstruction.
+    """
+    quant = _config(config)
+    recon = quant.recon
+    images = _collect(calibration, quant.calibrate)
+    needed = recon.batch_size if recon else 1
+    if len(images) < needed:
+        raise ValueError(f"{len(images)} calibration images; at least {needed} (recon.batch_size) are needed")
+    parameter = next(model.parameters(), torch.empty(0))
+    target = torch.device(device) if device is not None else parameter.device
+
+    graph = trace(model, images[:2].to(parameter.device))
+    plan = make_plan(graph, quant, recon.granularity if recon else "block")
+    quantized = quantize_graph(graph, plan).to(target)
+    batch_size = recon.batch_size if recon else 32
+    calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
+    units: tuple[UnitReport, ...] = ()
+    if recon is not None:
+        with UnitProgress(len(plan.units), recon.iters) as progress:
+            units = tuple(reconstruct(quantized, plan, images, recon, seed, target, progress))
+    for quantizer in quantizers(quantized):
+        quantizer.active = True
+    return quantized, Report(plan, units)
+
+
+def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
+    if isinstance(config, QuantConfig):
+        return config
+    return QuantConfig(recon=ReconConfig()) if config is None else config_from_dict({"quant": config}).quant
+
+
+def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:
+    """The first `count` images `[N, C, H, W]`."""
+    if isinstance(calibration, Tensor):
+        return calibration[:count]
+    batches: list[Tensor] = []
+    for batch in calibration:
+        batches.append(batch if isinstance(batch, Tensor) else batch[0])
+        if sum(len(b) for b in batches) >= count:
+            break
+    return torch.cat(batches)[:count] if batches else torch.empty(0)

@@ -1,0 +1,124 @@
+"""Run the main job at several bit widths, with and without the drop; print a table and draw it.
+
+    python -m qdrop.solver.compare --config exp/quickstart/config.yaml quant.recon.iters=500
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from qdrop.config import ActivationQConfig, Config
+from qdrop.config_io import ConfigError, parse_args
+from qdrop.solver.main_imagenet import USER_ERRORS, Result, run
+
+SETTINGS = ((4, 4), (3, 3), (2, 4), (2, 2))
+"""Bits of weights and activations, as in the paper's tables."""
+METHODS = ("full precision", "round-to-nearest", "no drop", "QDrop")
+COLORS = ("#8c8c8c", "#d1605e", "#e7ca60", "#3a76af")
+
+log = logging.getLogger("qdrop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Top-1 at one setting, percent."""
+
+    name: str
+    """For example W2A4."""
+    top1: tuple[float, float, float, float]
+    """In the order of `METHODS`."""
+
+
+def compare(config: Config, out: Path) -> list[Row]:
+    """Run every setting without the drop and with it.
+
+    Args:
+        config: Settings shared by all runs; needs `quant.recon` and `quant.a_qconfig`.
+        out: Folder for the runs' own folders.
+
+    Returns:
+        A row per setting.
+
+    Raises:
+        ConfigError: If the config has no reconstruction or no activation quantizer.
+    """
+    rows = []
+    for w_bit, a_bit in SETTINGS:
+        name = f"W{w_bit}A{a_bit}"
+        log.info("--- %s", name)
+        without = run(_at(config, w_bit, a_bit, 1.0), out / f"{name.lower()}-no-drop")
+        drop = run(_at(config, w_bit, a_bit, None), out / f"{name.lower()}-qdrop")
+        rows.append(Row(name, (drop.top1_full, drop.top1_nearest, without.top1, drop.top1)))
+    return rows
+
+
+def _at(config: Config, w_bit: int, a_bit: int, drop_prob: float | None) -> Config:
+    """`config` at other bits; `drop_prob` None: its own."""
+    quant = config.quant
+    if quant.recon is None or quant.a_qconfig is None:
+        raise ConfigError("a comparison needs quant.recon and quant.a_qconfig; neither may be null")
+    activations: ActivationQConfig = dataclasses.replace(quant.a_qconfig, bit=a_bit)
+    recon = quant.recon if drop_prob is None else dataclasses.replace(quant.recon, drop_prob=drop_prob)
+    weights = dataclasses.replace(quant.w_qconfig, bit=w_bit)
+    return dataclasses.replace(
+        config, quant=dataclasses.replace(quant, a_qconfig=activations, w_qconfig=weights, recon=recon)
+    )
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """Rows as a table for the terminal."""
+    result = Table(title=title)
+    result.add_column("bits")
+    for method in METHODS:
+        result.add_column(method, justify="right")
+    for row in rows:
+        result.add_row(row.name, *(f"{value:.1f}" for value in row.top1))
+    return result
+
+
+def draw(rows: Sequence[Row], title: str, file: Path) -> None:
+    """Rows as grouped bars, saved to `file` (format by its suffix)."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    width = 0.2
+    for index, (method, color) in enumerate(zip(METHODS, COLORS, strict=True)):
+        places = [group + (index - 1.5) * width for group in range(len(rows))]
+        bars = axes.bar(places, [row.top1[index] for row in rows], width * 0.92, label=method, color=color)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    axes.set_xticks(range(len(rows)), [row.name for row in rows])
+    axes.set_ylabel("top-1, %")
+    axes.set_ylim(0, 112)
+    axes.set_yticks(range(0, 101, 20))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    axes.set_title(title, fontsize=11)
+    figure.savefig(file, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command line; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    matplotlib.use("Agg")
+    try:
+        config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
+        out = Path(config.process.out) if config.process.out else file.parent / "runs" / "compare"
+        rows = compare(config, out)
+        title = f"{config.model.type} on {config.data.name or config.data.type}, top-1"
+        Console().print(table(rows, title))
+        draw(rows, title, out / "comparison.png")
+        log.info("picture: %s", out / "comparison.png")
+    except USER_ERRORS as error:
+        log.error("error: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
