@@ -31,7 +31,7 @@ from qdrop.solver.imagenet_util import (
 )
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import ReconstructionError, reconstruct
-from qdrop.solver.run_folder import RunFolder, peak_memory_mb
+from qdrop.solver.run_folder import RunFolder, log_file, peak_memory_mb
 
 log = logging.getLogger("qdrop")
 
@@ -176,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, file = parse_args(argv)
         out = run_folder(config, file)
-        out.mkdir(parents=True, exist_ok=True)
-        logging.getLogger().addHandler(RunFolder.log_file(out))
+        logging.getLogger().addHandler(log_file(out))
         run(config, out)
     except USER_ERRORS as error:
         log.error("error: %s", error)

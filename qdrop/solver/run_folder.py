@@ -68,14 +68,16 @@ class RunFolder:
         """Record the outcome, a dataclass."""
         self._write("result.json", asdict(result))
 
-    def log_file(self) -> logging.Handler:
-        """A logging handler that writes `run.log`."""
-        handler = logging.FileHandler(self.path / "run.log", mode="w", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        return handler
-
     def _write(self, name: str, data: dict[str, Any]) -> None:
         (self.path / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def log_file(folder: Path) -> logging.Handler:
+    """A logging handler that writes `run.log` in a run folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "run.log", mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
 
 
 def revision() -> str | None:
