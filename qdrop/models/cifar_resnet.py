@@ -1,7 +1,7 @@
 """ResNet-20 and ResNet-56 for 32x32 images.
 
-Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016 (arXiv 1512.03385), section 4.2, with
-the parameter-free shortcut (option A of section 3.3).
+Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016 (arXiv 1512.03385),
+section 4.2, with the parameter-free shortcut (option A of section 3.3).
 """
 
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class CifarBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without weights.
 
-    Where the shape changes, the shortcut takes every second pixel and pads the missing channels with zeros, half of
-    them before and half after.
+    Where the shape changes, the shortcut takes every second pixel and pads the missing channels with zeros,
+    half of them before and half after.
 
     Args:
         in_channels: channels of the input.

@@ -1,7 +1,7 @@
 """A residual network for 8x8 grey digits: the model of the quickstart, whose weights come with the package.
 
 Our own arrangement of the blocks of He et al. 2016. It is narrow on purpose: with 8 channels there is little
-redundancy, so rounding to 2 bits hurts, and what reconstruction gives back can be seen within a minute on a CPU.
+redundancy, so rounding to 2 bits hurts, and what reconstruction gives back shows within a minute on a CPU.
 """
 
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """MNASNet of width 2.0 for ImageNet: the variant without squeeze-and-excitation (B1).
 
-Source: Tan et al., *MnasNet: Platform-Aware Neural Architecture Search for Mobile*, CVPR 2019 (arXiv 1807.11626),
-section 5 and Figure 7; every width but that of the last convolution is doubled.
+Source: Tan et al., *MnasNet: Platform-Aware Neural Architecture Search for Mobile*, CVPR 2019
+(arXiv 1807.11626), section 5 and Figure 7; every width but that of the last convolution is doubled.
 """
 
 from torch import Tensor, nn
@@ -32,7 +32,9 @@ class MBConv(nn.Module):
         expansion: channels of the depthwise convolution over `in_channels`.
     """
 
-    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel_size: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.layers = nn.Sequential(

@@ -1,7 +1,7 @@
 """MobileNetV2 of width 1.0 for ImageNet.
 
-Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018 (arXiv 1801.04381),
-Tables 1 and 2.
+Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018
+(arXiv 1801.04381), Tables 1 and 2.
 """
 
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class InvertedResidual(nn.Module):
         in_channels: channels of the input.
         channels: channels of the output.
         stride: stride of the depthwise convolution.
-        expansion: channels of the depthwise convolution over `in_channels`; at 1 there is no expanding convolution.
+        expansion: channels of the depthwise convolution over `in_channels`; at 1 nothing expands.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """A 3x3 stem, 17 inverted residuals, a 1x1 convolution, global average pooling, one linear layer (Table 2).
+    """A stem, 17 inverted residuals, a 1x1 convolution, global average pooling, one linear layer (Table 2).
 
     Args:
         num_classes: length of the output.
@@ -59,7 +59,9 @@ class MobileNetV2(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = 32
-        features: list[nn.Module] = [nn.Sequential(*conv_bn(3, channels, kernel_size=3, stride=2), nn.ReLU6())]
+        features: list[nn.Module] = [
+            nn.Sequential(*conv_bn(3, channels, kernel_size=3, stride=2), nn.ReLU6())
+        ]
         for expansion, out_channels, blocks, first_stride in STAGES:
             for index in range(blocks):
                 stride = first_stride if index == 0 else 1

@@ -1,7 +1,7 @@
 """RegNetX-600MF and RegNetX-3.2GF for ImageNet.
 
-Source: Radosavovic et al., *Designing Network Design Spaces*, CVPR 2020 (arXiv 2003.13678): the X block of section
-3.2 (bottleneck ratio 1), depths, widths and group widths from the paper's list of the best RegNetX models.
+Source: Radosavovic et al., *Designing Network Design Spaces*, CVPR 2020 (arXiv 2003.13678): the X block of
+section 3.2 (bottleneck ratio 1); depths, widths and group widths from its list of the best RegNetX models.
 """
 
 from collections import OrderedDict

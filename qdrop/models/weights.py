@@ -23,8 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qdrop.models.errors import WeightsError
-
 logger = logging.getLogger(__name__)
 
 # The full-precision checkpoints of the paper: assets of a GitHub release, by model type.
@@ -45,13 +43,20 @@ EMBEDDED = {"digits_resnet": "digits_resnet.safetensors"}
 SUFFIXES = (".pth", ".pth.tar", ".pt", ".safetensors")
 KEYS_SHOWN = 8  # of a long list in an error
 
+# What torch.load raises on a file that is no checkpoint, depending on where it stops making sense.
+TORCH_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError)
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be found, downloaded, read, or fitted into the model."""
+
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """A checkpoint on this machine."""
+    """A checkpoint on this machine, as plain data that goes into the run folder."""
 
-    path: Path
-    """The file."""
+    path: str
+    """The file, absolute."""
     url: str | None
     """Where it was downloaded from; None for a local or embedded file."""
     sha256: str
@@ -62,8 +67,8 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
     """Find the checkpoint that `path` means, downloading it unless it is in the cache of torch.hub.
 
     Args:
-        path: a file (`.pth`, `.pth.tar`, `.pt`, `.safetensors`), an http, https or file URL, `auto` for the published
-            checkpoint of the model, or `embedded` for the one that comes with the package.
+        path: a file (`.pth`, `.pth.tar`, `.pt`, `.safetensors`), an http, https or file URL, `auto` for the
+            published checkpoint of the model, or `embedded` for the one that comes with the package.
         model_type: `type` of the model in the config.
 
     Raises:
@@ -80,7 +85,9 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
     if parts.scheme == "file":
         return _describe(Path(url2pathname(parts.path)))
     if parts.scheme not in ("http", "https"):
-        raise WeightsError(f"model.path {path!r}: expected a file, an http, https or file URL, 'auto' or 'embedded'")
+        raise WeightsError(
+            f"model.path {path!r}: expected a file, an http(s) or file URL, 'auto' or 'embedded'"
+        )
     name = Path(unquote(parts.path)).name
     _check_suffix(name)
     # Different addresses often end in the same file name, so the cached file carries a mark of its address.
@@ -126,7 +133,7 @@ def load_weights(model: nn.Module, info: WeightsInfo) -> None:
     Raises:
         WeightsError: the file is not a checkpoint, or does not fit; the model is then left as it was.
     """
-    state = read_state_dict(info.path)
+    state = read_state_dict(Path(info.path))
     expected = model.state_dict()
     missing = [key for key in expected if key not in state and key.split(".")[-1] != "num_batches_tracked"]
     unexpected = [key for key in state if key not in expected]
@@ -149,8 +156,8 @@ def load_weights(model: nn.Module, info: WeightsInfo) -> None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint on the CPU, by key.
 
-    A dictionary under `model` or `state_dict` is unwrapped, and the prefix `module.` of DataParallel removed. Nothing in
-    the file is executed.
+    A dictionary under `model` or `state_dict` is unwrapped, and the prefix `module.` of DataParallel removed.
+    Nothing in the file is executed.
 
     Raises:
         WeightsError: the file is damaged, holds other Python objects, or is not a dictionary of tensors.
@@ -160,15 +167,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{path} holds {_kind(content)}; expected a dictionary of tensors, as model.state_dict()")
+        raise WeightsError(
+            f"{path} holds {_kind(content)}; expected tensors by key, as in model.state_dict()"
+        )
     odd = [f"{key!r} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise WeightsError(
-            f"{path} is not a dictionary of tensors: {_shorten(odd)}; expected the content of model.state_dict(), "
-            "alone or under the key 'model' or 'state_dict'"
+            f"{path} is not a dictionary of tensors: {_shorten(odd)}; expected the content of "
+            "model.state_dict(), alone or under the key 'model' or 'state_dict'"
         )
-    parallel = all(str(key).startswith("module.") for key in content)
-    return {str(key).removeprefix("module.") if parallel else str(key): value for key, value in content.items()}
+    prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
+    return {str(key).removeprefix(prefix): value for key, value in content.items()}
 
 
 def _read(path: Path) -> Any:
@@ -177,16 +186,16 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
+    except (SafetensorError, *TORCH_ERRORS) as error:
         objects = _python_objects(path)
         if objects:
             raise WeightsError(
-                f"{path} holds Python objects ({_shorten(objects)}), which could run any code when read; save the "
-                "tensors alone: torch.save(model.state_dict(), file)"
+                f"{path} holds Python objects ({_shorten(objects)}), which could run any code when read; "
+                "save the tensors alone: torch.save(model.state_dict(), file)"
             ) from None
-        reason = str(error).partition("\n")[0][:100] if isinstance(error, SafetensorError | OSError) else "damaged?"
+        reason = f" ({error})" if isinstance(error, SafetensorError | OSError) else ""
         raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint ({reason}); expected tensors written "
+            f"{path}, {path.stat().st_size} bytes, cannot be read as a checkpoint{reason}; expected tensors written "
             "by torch.save or safetensors. If it was downloaded, delete it and start again"
         ) from None
 
@@ -195,7 +204,7 @@ def _python_objects(path: Path) -> list[str]:
     """Names of what a file of torch.save holds besides tensors; none where the file is of no such kind."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError):
+    except TORCH_ERRORS:
         return []
 
 
@@ -212,10 +221,10 @@ def _known(table: Mapping[str, str], model_type: str, path: str) -> str:
 def _describe(path: Path, url: str | None = None) -> WeightsInfo:
     """The record of a file, which must exist."""
     if not path.is_file():
-        raise WeightsError(f"there is no checkpoint file at {path.absolute()}; correct model.path or place it there")
+        raise WeightsError(f"no checkpoint file at {path.absolute()}; correct model.path or place it there")
     _check_suffix(path.name)
     with path.open("rb") as file:
-        return WeightsInfo(path, url, hashlib.file_digest(file, "sha256").hexdigest())
+        return WeightsInfo(str(path.absolute()), url, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _check_suffix(name: str) -> None:
