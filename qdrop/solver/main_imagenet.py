@@ -94,7 +94,7 @@ def run(config: Config, out: Path) -> Result:
 
     # Data and the full-precision network.
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
-    folder.environment(device, None if weights is None else asdict(weights))
+    folder.environment(device, weights)
     loader = validation_loader(config.data)
     images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
     with torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 
 from qdrop.config import Config
 from qdrop.config_io import save_config
+from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
 
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -37,21 +38,21 @@ class RunFolder:
         (path / "log.jsonl").write_text("", encoding="utf-8")
         (path / "result.json").unlink(missing_ok=True)
 
-    def environment(self, device: torch.device, weights: dict[str, Any] | None) -> None:
-        """Record versions, device, git revision and which weights were loaded."""
+    def environment(self, device: torch.device, weights: WeightsInfo | None) -> None:
+        """Record versions, device, git revision, and checksum and source of the weights."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
         self._write(
             "env.json",
             {
                 "python": platform.python_version(),
-                "platform": platform.platform(),
+                "platform": f"{platform.system()} {platform.machine()}",
                 "packages": {package: _version(package) for package in PACKAGES},
                 "device": str(device),
                 "device_name": name,
                 "threads": torch.get_num_threads(),
                 "revision": revision(),
                 "arguments": sys.argv[1:],
-                "weights": weights,
+                "weights": weights and {"url": weights.url, "sha256": weights.sha256},
             },
         )
 
