@@ -1,6 +1,6 @@
 """QDrop: post-training quantization of vision networks to 2-4 bits.
 
-    quantized, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}, "recon": {"iters": 2000}})
+quantized, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}, "recon": {"iters": 2000}})
 """
 
 from qdrop.api import Report, quantize

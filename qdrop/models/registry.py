@@ -1,7 +1,7 @@
 """Networks by name: the built-in ones, and any of torchvision or timm.
 
-    model = build_model("resnet18", path="resnet18_imagenet.pth.tar")
-    model = build_model("timm:mobilenetv3_small_100", path="auto")
+model = build_model("resnet18", path="resnet18_imagenet.pth.tar")
+model = build_model("timm:mobilenetv3_small_100", path="auto")
 """
 
 import difflib
@@ -63,7 +63,11 @@ def build_model_with_info(
 ) -> tuple[nn.Module, WeightsInfo | None]:
     """As :func:`build_model`, and which weights were loaded (None: random, or the library's own)."""
     library, _, name = type.rpartition(":")
-    builders: dict[str, Callable[[str, bool], Builder]] = {"": _own, "torchvision": _torchvision, "timm": _timm}
+    builders: dict[str, Callable[[str, bool], Builder]] = {
+        "": _own,
+        "torchvision": _torchvision,
+        "timm": _timm,
+    }
     if library not in builders:
         raise ModelError(f"model.type = {type}: expected a built-in name, torchvision:NAME or timm:NAME")
     pretrained = bool(library) and path == "auto"

@@ -119,7 +119,7 @@ class RegNetX(nn.Module):
 
 def _stage(in_channels: int, channels: int, depth: int, group_width: int) -> nn.Sequential:
     """`depth` blocks named b1, b2, ..., the first of which has stride 2."""
-    blocks = OrderedDict(b1=XBlock(in_channels, channels, group_width, stride=2))
+    blocks: OrderedDict[str, nn.Module] = OrderedDict(b1=XBlock(in_channels, channels, group_width, stride=2))
     for index in range(2, depth + 1):
         blocks[f"b{index}"] = XBlock(channels, channels, group_width, stride=1)
     return nn.Sequential(blocks)

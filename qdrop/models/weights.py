@@ -195,8 +195,8 @@ def _read(path: Path) -> Any:
             ) from None
         reason = f" ({error})" if isinstance(error, SafetensorError | OSError) else ""
         raise WeightsError(
-            f"{path}, {path.stat().st_size} bytes, cannot be read as a checkpoint{reason}; expected tensors written "
-            "by torch.save or safetensors. If it was downloaded, delete it and start again"
+            f"{path}, {path.stat().st_size} bytes, cannot be read as a checkpoint{reason}; expected tensors "
+            "written by torch.save or safetensors. If it was downloaded, delete it and start again"
         ) from None
 
 

@@ -246,5 +246,7 @@ def build_quantizer(spec: QuantizerSpec) -> FakeQuantize:
         ValueError: For AdaRound on an activation: it holds one rounding per element of a weight.
     """
     if spec.quantizer == AdaRoundFakeQuantize.__name__ and spec.kind is Kind.ACTIVATION:
-        raise ValueError(f"{spec.name}: AdaRoundFakeQuantize rounds weights; use LSQFakeQuantize for activations")
+        raise ValueError(
+            f"{spec.name}: AdaRoundFakeQuantize rounds weights; use LSQFakeQuantize for activations"
+        )
     return QUANTIZERS[spec.quantizer](spec)

@@ -102,9 +102,13 @@ def _own_leaves(traced: fx.GraphModule) -> None:
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a module, and of those inside it, on the same memory."""
     twin = copy.copy(module)
-    frozen = {n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()}
+    frozen = {
+        n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()
+    }
     children = {name: None if child is None else _twin(child) for name, child in module._modules.items()}
-    twin.__dict__.update(_parameters=frozen, _buffers=dict(module._buffers), _modules=children, training=False)
+    twin.__dict__.update(
+        _parameters=frozen, _buffers=dict(module._buffers), _modules=children, training=False
+    )
     if getattr(twin, "inplace", False):
         twin.inplace = False  # type: ignore[assignment]
     return twin
@@ -195,13 +199,17 @@ def check_supported(traced: fx.GraphModule) -> None:
     seen: set[str] = set()
     for node in traced.graph.nodes:
         if node.op == "call_function" and node.target in FUNCTIONAL_LAYERS:
-            raise GraphError(f"{_where(node)} computes its weight on the fly; only layer modules are quantized")
+            raise GraphError(
+                f"{_where(node)} computes its weight on the fly; only layer modules are quantized"
+            )
         module = module_of(node)
         if module is None or not any(p.ndim > 1 for p in module.parameters()):
             continue
         if float_type(module) is None:
             kinds = ", ".join(layer.__name__ for layer in QUANTIZED)
-            raise GraphError(f"{_where(node)} holds a weight but is none of {kinds}; it cannot be quantized yet")
+            raise GraphError(
+                f"{_where(node)} holds a weight but is none of {kinds}; it cannot be quantized yet"
+            )
         if str(node.target) in seen:
             raise GraphError(f"{_where(node)} is called more than once; shared layers are not supported yet")
         seen.add(str(node.target))

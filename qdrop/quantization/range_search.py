@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,12 +15,15 @@ NORM = 2.4
 """Exponent of the error, as in the published method; between least squares and robustness to clipping."""
 WIDTHS = 100
 """Candidate widths: 1/100 of the full range to all of it."""
+SUMMARY = 512
+"""Points that stand for a row of more than twice as many on the coarsest grid."""
 VALLEYS = 4
 """Candidates that each level of the search looks around."""
 CHUNK = 1 << 20
 """Values worked on at a time, so that a step of the search stays in the processor's cache."""
 
 Range = tuple[Tensor, Tensor]
+Error = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,17 @@ class Points:
         full = self.counts[0] > 0
         return Points(self.values[:, full], self.counts[:, full], self.exact_lo, self.exact_hi)
 
+    def summary(self) -> "Points":
+        """Fewer points with nearly the same error: means of equal shares of each row, in order of size."""
+        rows, n = self.values.shape
+        if self.counts is not None or n < 2 * SUMMARY:
+            return self
+        total = self.values.sort(1).values.double().cumsum(1)
+        ends = torch.linspace(0, n, SUMMARY + 1, device=total.device).round().long()[1:]
+        counts = ends.diff(prepend=ends.new_zeros(1)).expand(rows, -1)
+        sums = total[:, ends - 1].diff(dim=1, prepend=total.new_zeros(rows, 1))
+        return Points((sums / counts).float(), counts, self.lo, self.hi)
+
 
 def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> Tensor:
     """Mean `abs(x_hat - x)^2.4` of each row for each candidate range.
@@ -67,7 +82,7 @@ def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int,
     """
     scale, zero_point = scale_from_range(lo, hi, qmin, qmax, symmetric)
     rows, n = points.values.shape
-    total = n if points.counts is None else points.counts.sum()
+    total = n if points.counts is None else int(points.counts[0].sum())
     errors = torch.empty_like(scale)
     step = max(1, CHUNK // max(1, rows * n))
     for start in range(0, scale.shape[1], step):
@@ -115,10 +130,12 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
             low = -(zero_point - qmin) * span / (qmax - qmin)
             return low, low + span
 
-    def error(width: Tensor, zero_point: Tensor) -> Tensor:
-        return rounding_error(points, *candidate(width, zero_point), qmin, qmax, symmetric)
+    def error(on: Points, width: Tensor, zero_point: Tensor) -> Tensor:
+        return rounding_error(on, *candidate(width, zero_point), qmin, qmax, symmetric)
 
-    width, zero_point = _zoom(error, len(lo), zero_points, points.values.device)
+    width, zero_point = _zoom(
+        partial(error, points.summary()), partial(error, points), len(lo), zero_points, points.values.device
+    )
     low, high = candidate(width, zero_point)
     return low[:, 0], high[:, 0]
 
@@ -136,10 +153,10 @@ def _one_sided_ends(lo: Tensor, hi: Tensor, symmetric: bool) -> Range:
     return -end, end
 
 
-def _zoom(
-    error: Callable[[Tensor, Tensor], Tensor], rows: int, zero_points: list[int], device: torch.device
-) -> Range:
+def _zoom(rough: Error, error: Error, rows: int, zero_points: list[int], device: torch.device) -> Range:
     """Minimise `error(width [C, K], zero_point [C, K]) -> [C, K]` over the grid, from coarse to fine.
+
+    `rough` is a cheaper estimate of the error, good enough to find the valleys.
 
     Returns:
         Best width and zero point, `[C, 1]` each.
@@ -149,7 +166,7 @@ def _zoom(
     width = torch.arange(strides[0][0], WIDTHS + 1, strides[0][0], device=device)
     zero_point = torch.arange(first, last + 1, strides[0][1], device=device)
     grid = torch.cartesian_prod(width, zero_point).expand(rows, -1, 2)
-    best = _valleys(error, grid, len(zero_point))
+    best = _valleys(rough, grid, len(zero_point))
     for (coarse_w, coarse_z), (w, z) in pairwise(strides):
         offsets = torch.cartesian_prod(
             torch.arange(-coarse_w, coarse_w + 1, w, device=device),
@@ -162,7 +179,7 @@ def _zoom(
     return best[:, :1, 0], best[:, :1, 1]
 
 
-def _valleys(error: Callable[[Tensor, Tensor], Tensor], grid: Tensor, zero_points: int) -> Tensor:
+def _valleys(error: Error, grid: Tensor, zero_points: int) -> Tensor:
     """The best few zero points, each with its best width, of a full grid `[C, W * Z, 2]`: `[C, VALLEYS, 2]`.
 
     Each zero point has a valley of its own along the width; two neighbours in one valley would be one lead.

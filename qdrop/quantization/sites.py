@@ -44,7 +44,9 @@ class Wiring:
         self.roles: dict[fx.Node, Role] = {}
         activations: set[fx.Node] = set()
         for node in nodes:
-            if node.op == "placeholder" or (holds_tensor(node) and activations.intersection(node.all_input_nodes)):
+            if node.op == "placeholder" or (
+                holds_tensor(node) and activations.intersection(node.all_input_nodes)
+            ):
                 activations.add(node)
             self.roles[node] = role(node, activations)
         self.layers = [node for node in nodes if self.roles[node] is Role.WEIGHTED]

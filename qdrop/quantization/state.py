@@ -1,8 +1,8 @@
 """What is on: observing, quantizing, dropping, learning the rounding. Scopes that always restore.
 
-    with quantizing(model):                            # weights and activations on their grids
-        with dropping(model, Drop(0.5, generator)):    # half of each activation left in full precision
-            out = model(x)
+with quantizing(model):                            # weights and activations on their grids
+    with dropping(model, Drop(0.5, generator)):    # half of each activation left in full precision
+        out = model(x)
 """
 
 from collections.abc import Iterable, Iterator

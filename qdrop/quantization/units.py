@@ -126,7 +126,9 @@ def _not_one_tensor(nodes: tuple[fx.Node, ...]) -> str:
         return f"reads {len(inputs)} values"
     if len(outputs) != 1:
         return f"gives {len(outputs)} values"
-    return "" if holds_tensor(inputs[0]) and holds_tensor(outputs[0]) else "passes something else than a tensor"
+    return (
+        "" if holds_tensor(inputs[0]) and holds_tensor(outputs[0]) else "passes something else than a tensor"
+    )
 
 
 def boundary(nodes: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -35,7 +35,9 @@ class ActivationCache:
     def __getitem__(self, name: str) -> Pair:
         return self._values[name]
 
-    def advance(self, index: int, part: Segment, full: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
+    def advance(
+        self, index: int, part: Segment, full: tuple[Tensor, ...], quantized: tuple[Tensor, ...]
+    ) -> None:
         """Store what segment `index` wrote; drop what only it and earlier ones read."""
         for name, f, q in zip(part.outputs, full, quantized, strict=True):
             self._values[name] = Pair(f, q)

@@ -1,6 +1,6 @@
 """Run the main job at several bit widths, with and without the drop; print a table and draw it.
 
-    python -m qdrop.solver.compare --config exp/quickstart/config.yaml quant.recon.iters=500
+python -m qdrop.solver.compare --config exp/quickstart/config.yaml quant.recon.iters=500
 """
 
 import dataclasses

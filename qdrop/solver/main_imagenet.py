@@ -1,7 +1,7 @@
 """Quantize a trained network: the whole method, top to bottom.
 
-    python -m qdrop.solver.main_imagenet --config exp/w2a4/res18/config.yaml data.path=/data/imagenet
-    python -m qdrop.solver.main_imagenet --help        # every setting, its default and its meaning
+python -m qdrop.solver.main_imagenet --config exp/w2a4/res18/config.yaml data.path=/data/imagenet
+python -m qdrop.solver.main_imagenet --help        # every setting, its default and its meaning
 """
 
 import logging
@@ -35,7 +35,16 @@ from qdrop.solver.run_folder import RunFolder, log_file, peak_memory_mb
 
 log = logging.getLogger("qdrop")
 
-USER_ERRORS = (ConfigError, DataError, ModelError, WeightsError, GraphError, PlanError, ReconstructionError, OSError)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    ModelError,
+    WeightsError,
+    GraphError,
+    PlanError,
+    ReconstructionError,
+    OSError,
+)
 """What goes wrong through settings, files or data; shown without a traceback."""
 
 

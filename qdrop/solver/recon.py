@@ -187,7 +187,9 @@ def reconstruct(
         report = None
         if part.unit is not None:
             before = _distance(part, inputs[0].quantized, full[0], config, device)
-            flipped = _reconstruct_part(part, inputs[0], full[0], config, unit_generator(seed, part.name, device), watch)
+            flipped = _reconstruct_part(
+                part, inputs[0], full[0], config, unit_generator(seed, part.name, device), watch
+            )
         quantized = _run(part, tuple(pair.quantized for pair in inputs), config, device, quantized=True)
         if part.unit is not None:
             after = _loss_over(quantized[0], full[0])
@@ -220,7 +222,9 @@ def _run(
         return run_all(part.module, inputs, config.batch_size, device)
 
 
-def _distance(part: Segment, quantized: Tensor, full: Tensor, config: ReconConfig, device: torch.device) -> float:
+def _distance(
+    part: Segment, quantized: Tensor, full: Tensor, config: ReconConfig, device: torch.device
+) -> float:
     """Reconstruction loss of a segment as it stands, over all images, without keeping its output."""
     total = 0.0
     with quantizing(part.module), torch.no_grad():
@@ -256,4 +260,3 @@ def _check_finite(loss: Tensor, iteration: int) -> None:
             f"the loss is {value} at iteration {iteration}; check the calibration images and weights for values"
             " that are not finite, or lower recon.scale_lr and recon.round_lr"
         )
-

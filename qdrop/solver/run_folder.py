@@ -40,7 +40,11 @@ class RunFolder:
 
     def environment(self, device: torch.device, weights: WeightsInfo | None) -> None:
         """Record versions, device, git revision, and checksum and source of the weights."""
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        name = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else platform.processor() or platform.machine()
+        )
         self._write(
             "env.json",
             {

@@ -1,0 +1,101 @@
+"""Models by name: ours, torchvision's, timm's; and what is said of a name or option that does not exist."""
+
+import logging
+
+import pytest
+import timm
+import torch
+import torchvision
+from golden import GOLDEN_MODELS
+
+from qdrop.models import BUILDERS, ModelError, build_model, build_model_with_info
+
+
+def test_every_network_of_the_paper_is_there():
+    assert set(GOLDEN_MODELS.values()) | {"resnet20", "resnet56", "digits_resnet"} == set(BUILDERS)
+
+
+def test_a_model_comes_in_eval_mode_with_its_options():
+    model = build_model("resnet18", {"num_classes": 5})
+    assert not any(module.training for module in model.modules())
+    assert model.fc.out_features == 5
+
+
+def test_random_weights_are_announced(caplog):
+    with caplog.at_level(logging.WARNING, logger="qdrop"):
+        _, info = build_model_with_info("resnet20")
+    assert info is None
+    assert "resnet20 has random weights" in caplog.text
+
+
+def test_the_weights_that_were_loaded_are_told(tmp_path, caplog):
+    source = build_model("resnet20")
+    torch.save(source.state_dict(), tmp_path / "net.pth")
+    caplog.clear()
+    model, info = build_model_with_info("resnet20", {}, str(tmp_path / "net.pth"))
+    assert info.path == str(tmp_path / "net.pth")
+    assert torch.equal(model.linear.weight, source.linear.weight)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "model_type, near",
+    [
+        ("resnet19", "resnet18"),
+        ("regnetx_600", "regnetx_600m"),
+        ("torchvision:resnet181", "torchvision:resnet18"),
+        ("timm:mobilenetv3_smal_100", "timm:mobilenetv3_small_100"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_ones(model_type, near):
+    with pytest.raises(ModelError) as error:
+        build_model(model_type)
+    assert f"{model_type}:" in str(error.value)
+    suggestions = str(error.value).partition("did you mean ")[2].split("?")[0].split(";")[0]
+    assert near in suggestions.split(", ")
+
+
+def test_an_unknown_library():
+    with pytest.raises(
+        ModelError, match=r"hub:resnet18: expected a built-in name, torchvision:NAME or timm:NAME"
+    ):
+        build_model("hub:resnet18")
+
+
+@pytest.mark.parametrize("model_type", ["resnet18", "torchvision:resnet18", "timm:resnet18"])
+def test_an_unknown_option_is_named(model_type):
+    with pytest.raises(ModelError, match=r"num_clases.*resnet18"):
+        build_model(model_type, {"num_clases": 5})
+
+
+@pytest.mark.parametrize("model_type", ["torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050"])
+def test_library_models_take_options_and_files(model_type, tmp_path):
+    source = build_model(model_type, {"num_classes": 5})
+    torch.save(source.state_dict(), tmp_path / "net.pth")
+    model, info = build_model_with_info(model_type, {"num_classes": 5}, str(tmp_path / "net.pth"))
+    assert info.path == str(tmp_path / "net.pth")
+    assert not model.training
+    first, last = next(model.parameters()), list(model.parameters())[-1]
+    assert torch.equal(first, next(source.parameters()))
+    assert last.shape == (5,)
+
+
+@pytest.mark.parametrize("path", ["auto", None])
+def test_auto_is_the_library_s_own_weights(monkeypatch, path):
+    asked = {}
+
+    def record(name, **options):
+        asked.update(options)
+        return BUILDERS["digits_resnet"]()
+
+    monkeypatch.setattr(torchvision.models, "get_model", record)
+    monkeypatch.setattr(timm, "create_model", record)
+
+    model, info = build_model_with_info("torchvision:resnet18", {"num_classes": 10}, path)
+    assert asked == {"weights": "DEFAULT" if path else None, "num_classes": 10}
+    assert info is None
+    assert not model.training
+
+    asked.clear()
+    build_model("timm:resnet18", {"num_classes": 10}, path)
+    assert asked == {"pretrained": path == "auto", "num_classes": 10}
