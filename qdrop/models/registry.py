@@ -9,8 +9,6 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import timm
-import torchvision
 from torch import nn
 
 from qdrop.models.cifar_resnet import resnet20, resnet56
@@ -19,7 +17,7 @@ from qdrop.models.mnasnet import mnasnet
 from qdrop.models.mobilenetv2 import mobilenetv2
 from qdrop.models.regnet import regnetx_600m, regnetx_3200m
 from qdrop.models.resnet import resnet18, resnet50
-from qdrop.models.weights import WeightsInfo, load_weights, resolve_weights
+from qdrop.models.weights import WeightsError, WeightsInfo, load_weights, resolve_weights
 
 Builder = Callable[..., nn.Module]
 log = logging.getLogger(__name__)
@@ -74,8 +72,14 @@ def build_model_with_info(
     builder = builders[library](name, pretrained)
     try:
         model = builder(**(kwargs or {}))
-    except TypeError as error:
-        raise ModelError(f"model.kwargs = {kwargs}: {type} does not take them: {error}") from error
+    except OSError as error:
+        raise WeightsError(
+            f"model.path = auto: cannot get the weights of {type}: {error}; set a file"
+        ) from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"model.kwargs = {kwargs or {}}: {type} cannot be built with them: {error}"
+        ) from error
     info = None
     if path is None:
         log.warning("model.path is null: %s has random weights", type)
@@ -92,6 +96,8 @@ def _own(name: str, pretrained: bool) -> Builder:
 
 
 def _torchvision(name: str, pretrained: bool) -> Builder:
+    import torchvision  # slow to import, and only needed for its own networks
+
     if name not in torchvision.models.list_models():
         raise _unknown(f"torchvision:{name}", [f"torchvision:{n}" for n in torchvision.models.list_models()])
     weights = "DEFAULT" if pretrained else None
@@ -99,6 +105,8 @@ def _torchvision(name: str, pretrained: bool) -> Builder:
 
 
 def _timm(name: str, pretrained: bool) -> Builder:
+    import timm  # slow to import, and only needed for its own networks
+
     if not timm.is_model(name):
         raise _unknown(f"timm:{name}", [f"timm:{n}" for n in timm.list_models()])
     return lambda **kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)

@@ -71,7 +71,9 @@ class _FakeQuantize(torch.autograd.Function):
     With `c = clamp(round(x/s) + z) - z` the output is `s*c`. Inside the range the gradient for `x` is
     that of the output and the one for `s` is `c - x/s`; outside they are 0 and `c` (Esser et al., LSQ,
     ICLR 2020, eq. 3). The zero point only moves what is clamped: `-s` outside, 0 inside (Bhalgat et al.,
-    LSQ+, 2020). Where `keep` is 0 the input passes untouched, and with it its gradient.
+    LSQ+, 2020). The end levels `qmin` and `qmax` count as outside, as in the gradient of torch's `clamp`,
+    with which the golden traces were made. Where `keep` is 0 the input passes untouched, and with it its
+    gradient.
 
     Written as one function, in place where it can be: autograd would keep some ten tensors of the input's
     size where two are enough, the derivatives for `x` and for `s`.
@@ -84,7 +86,7 @@ class _FakeQuantize(torch.autograd.Function):
         steps = x / scale
         rounded = torch.round(steps).add_(zero_point)
         level = rounded.clamp(qmin, qmax)
-        slope_x = rounded.eq_(level)  # 1 inside the range, 0 where something was clamped
+        slope_x = rounded.eq_(level.clamp(qmin + 1, qmax - 1))  # 1 inside the range, 0 at and beyond its ends
         level.sub_(zero_point)
         slope_scale = torch.sub(level, steps.mul_(slope_x), out=steps)
         out = level.mul_(scale)

@@ -1,12 +1,11 @@
 """From a graph and its plan to a model that quantizes, and to its units as modules of their own."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.quantization.ops import module_of
+from qdrop.quantization.ops import activations, module_of, operation
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.quantized_module import QUANTIZED, float_type
 from qdrop.quantization.spec import Kind, QuantizerSpec
@@ -82,26 +81,39 @@ def segments(model: fx.GraphModule, plan: Plan) -> list[Segment]:
         Segments; the first reads the model's input, each other only what earlier ones wrote.
     """
     unit_of = {name: unit for unit in plan.units for name in unit.nodes}
+    computed = activations(model.graph)
     groups: list[tuple[UnitSpec | None, list[fx.Node]]] = []
     of_unit: dict[str, list[fx.Node]] = {}
+    home: dict[fx.Node, list[fx.Node]] = {}
     for node in model.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output"):
+        if node.op in ("placeholder", "output") or node not in computed:
             continue
         unit = unit_of.get(node.meta.get("quantizes", node.name))
-        if unit is not None and unit.module in of_unit:
-            of_unit[unit.module].append(node)
-        elif unit is not None:
-            of_unit[unit.module] = [node]
-            groups.append((unit, of_unit[unit.module]))
-        elif groups and groups[-1][0] is None:
-            groups[-1][1].append(node)
+        if unit is None and _picks(node):
+            group = home[node.all_input_nodes[0]]
+        elif unit is not None and unit.module in of_unit:
+            group = of_unit[unit.module]
+        elif unit is None and groups and groups[-1][0] is None:
+            group = groups[-1][1]
         else:
-            groups.append((None, [node]))
-    return [_segment(model, unit, nodes) for unit, nodes in groups]
+            group = []
+            groups.append((unit, group))
+            if unit is not None:
+                of_unit[unit.module] = group
+        group.append(node)
+        home[node] = group
+    return [_segment(model, unit, nodes, computed) for unit, nodes in groups]
 
 
-def _segment(model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node]) -> Segment:
-    inputs, outputs = boundary(nodes)
+def _picks(node: fx.Node) -> bool:
+    """Whether a node takes one of several tensors, such as a chunk: that is done where they are made."""
+    return operation(node) == "getitem" and not issubclass(node.all_input_nodes[0].meta["type"], Tensor)
+
+
+def _segment(
+    model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node], computed: set[fx.Node]
+) -> Segment:
+    inputs, outputs = boundary(nodes, computed)
     module = _extract(model, nodes, inputs, outputs)
     name = nodes[0].name if unit is None else unit.module
     return Segment(name, module, tuple(n.name for n in inputs), tuple(n.name for n in outputs), unit)
@@ -113,22 +125,17 @@ def _extract(
     """A module of `nodes` alone; its layers are the model's own."""
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
-    for node in _with_attributes(nodes):
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+
+    def copy_of(node: fx.Node) -> fx.Node:
+        if node not in copies:  # a node of the segment, a parameter or a size
+            copies[node] = graph.node_copy(node, copy_of)
+        return copies[node]
+
+    for node in nodes:
+        copy_of(node)
     results = tuple(copies[node] for node in outputs)
     graph.output(results[0] if len(results) == 1 else results)
     return fx.GraphModule(model, graph)
-
-
-def _with_attributes(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
-    """`nodes`, each parameter they read just before its first reader."""
-    seen: set[fx.Node] = set()
-    for node in nodes:
-        for read in node.all_input_nodes:
-            if read.op == "get_attr" and read not in seen:
-                seen.add(read)
-                yield read
-        yield node
 
 
 def reads(parts: list[Segment]) -> dict[str, int]:

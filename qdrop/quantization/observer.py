@@ -6,7 +6,6 @@ which are seen once). Showing it a tensor never moves data to the host.
 """
 
 from abc import ABC, abstractmethod
-
 from typing import TypeVar
 
 import torch

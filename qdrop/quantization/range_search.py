@@ -19,6 +19,8 @@ SUMMARY = 512
 """Points that stand for a row of more than twice as many on the coarsest grid."""
 VALLEYS = 4
 """Candidates that each level of the search looks around."""
+EXHAUSTIVE = 1 << 26
+"""Values times candidates up to which short rows, whose error is rugged, are searched without levels."""
 CHUNK = 1 << 20
 """Values worked on at a time, so that a step of the search stays in the processor's cache."""
 
@@ -102,8 +104,8 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
 
     Symmetric, or with all values of the tensor on one side of zero, a candidate is `i/100` of the larger
     end. Otherwise it is a width, `i/100` of the full range, with each of the zero points `qmin..qmax`.
-    The error is smooth at the scale of the coarse grid, so that zooming in finds the best candidate or one
-    within a fraction of a percent of it.
+    The error of long rows is smooth at the scale of the coarse grid, so that zooming in finds the best
+    candidate or one within a fraction of a percent of it; that of short rows is not, and all are tried.
 
     Args:
         points: Values `[C, n]`.
@@ -133,9 +135,9 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
     def error(on: Points, width: Tensor, zero_point: Tensor) -> Tensor:
         return rounding_error(on, *candidate(width, zero_point), qmin, qmax, symmetric)
 
-    width, zero_point = _zoom(
-        partial(error, points.summary()), partial(error, points), len(lo), zero_points, points.values.device
-    )
+    rough = partial(error, points.summary())
+    levels = _levels(points, len(zero_points))
+    width, zero_point = _zoom(rough, partial(error, points), levels, len(lo), zero_points, lo.device)
     low, high = candidate(width, zero_point)
     return low[:, 0], high[:, 0]
 
@@ -153,16 +155,29 @@ def _one_sided_ends(lo: Tensor, hi: Tensor, symmetric: bool) -> Range:
     return -end, end
 
 
-def _zoom(rough: Error, error: Error, rows: int, zero_points: list[int], device: torch.device) -> Range:
+def _levels(points: Points, zero_points: int) -> list[tuple[int, int]]:
+    """Steps in width and zero point of each level of the search, the last one 1 and 1."""
+    levels = [(4, max(1, zero_points // 16)), (2, max(1, zero_points // 64)), (1, 1)]
+    work = points.values.numel() * WIDTHS * zero_points
+    return levels[-1:] if points.values.shape[1] < 2 * SUMMARY and work <= EXHAUSTIVE else levels
+
+
+def _zoom(
+    rough: Error,
+    error: Error,
+    strides: list[tuple[int, int]],
+    rows: int,
+    zero_points: list[int],
+    device: torch.device,
+) -> Range:
     """Minimise `error(width [C, K], zero_point [C, K]) -> [C, K]` over the grid, from coarse to fine.
 
-    `rough` is a cheaper estimate of the error, good enough to find the valleys.
+    `rough` is a cheaper estimate of the error, good enough to find the valleys; `strides` those of `_levels`.
 
     Returns:
         Best width and zero point, `[C, 1]` each.
     """
     first, last = zero_points[0], zero_points[-1]
-    strides = [(4, max(1, len(zero_points) // 16)), (2, max(1, len(zero_points) // 64)), (1, 1)]
     width = torch.arange(strides[0][0], WIDTHS + 1, strides[0][0], device=device)
     zero_point = torch.arange(first, last + 1, strides[0][1], device=device)
     grid = torch.cartesian_prod(width, zero_point).expand(rows, -1, 2)

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
-from qdrop.quantization.graph import owner
-from qdrop.quantization.ops import Role, clips, operation, role
+from qdrop.quantization.ops import Role, activations, clips, moves, operation, owner, role
 
 PRODUCERS = (Role.WEIGHTED, Role.ADD, Role.ARITHMETIC, Role.NORM)
-"""Roles whose output is a new activation. So is that of an activation function that bends what it reads."""
+"""Roles whose output is a new activation. So is that of a pointwise function that bends what it reads."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Site:
     name: str
     """What produces it: the path of a layer, or the owning module and the operation (`layer1.0.add`)."""
     chain: tuple[fx.Node, ...]
-    """The producer and the activation function fused with it."""
+    """The producer and the pointwise functions fused with it, such as its activation function."""
     readers: tuple[fx.Node, ...]
     """Who computes something new from it, reached through nodes that only move, pool or select values."""
     needed: bool
@@ -41,14 +40,9 @@ class Wiring:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         nodes = list(graph.graph.nodes)
-        self.roles: dict[fx.Node, Role] = {}
-        activations: set[fx.Node] = set()
-        for node in nodes:
-            if node.op == "placeholder" or (
-                holds_tensor(node) and activations.intersection(node.all_input_nodes)
-            ):
-                activations.add(node)
-            self.roles[node] = role(node, activations)
+        self.activations = activations(graph.graph)
+        self.roles = {node: role(node, self.activations) for node in nodes}
+        self._prepared = self._find_prepared(nodes)
         self.layers = [node for node in nodes if self.roles[node] is Role.WEIGHTED]
         self.sites = list(self._find_sites(nodes))
 
@@ -67,15 +61,37 @@ class Wiring:
             needed = any(r.op != "output" and self.roles[r] is not Role.ADD for r in readers)
             yield Site(unique, chain, readers, needed)
 
+    def _find_prepared(self, nodes: list[fx.Node]) -> set[fx.Node]:
+        """Nodes before the first layer: they only prepare the image, which is not quantized."""
+        prepared: set[fx.Node] = set()
+        for node in nodes:
+            read = self.activations.intersection(node.all_input_nodes)
+            if self.roles[node] is not Role.WEIGHTED and node.op != "output" and read <= prepared:
+                prepared.add(node)
+        return prepared
+
     def _produces(self, node: fx.Node) -> bool:
         bends = self.roles[node] is Role.ACTIVATION and not clips(node)
-        return bends or self.roles[node] in PRODUCERS
+        return (bends or self.roles[node] in PRODUCERS) and node not in self._prepared
 
     def _chain(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """`node` and, where it is all that reads `node`, the activation function behind it."""
-        users = list(node.users)
-        follows = len(users) == 1 and self.roles[users[0]] is Role.ACTIVATION
-        return (node, users[0]) if follows and self.roles[node] is not Role.ACTIVATION else (node,)
+        """`node` and the pointwise functions behind it, each all that reads the one before."""
+        chain = [node]
+        while link := self._link(chain[-1]):
+            chain.extend(link)
+        return tuple(chain)
+
+    def _link(self, node: fx.Node) -> list[fx.Node]:
+        """The pointwise function that alone reads `node`, after the moves that lead to it; else nothing."""
+        link: list[fx.Node] = []
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            link.append(node)
+            if self.roles[node] is Role.ACTIVATION:
+                return link
+            if not moves(node):
+                break
+        return []
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
         seen: set[fx.Node] = set()
@@ -87,14 +103,8 @@ class Wiring:
             seen.add(user)
             if user.op == "output" or self._produces(user):
                 yield user
-            elif holds_tensor(user):
+            elif user in self.activations:
                 waiting.extend(user.users)
-
-
-def holds_tensor(node: fx.Node) -> bool:
-    """Whether the node's value is a tensor or several, rather than a size."""
-    meta = node.meta.get("tensor_meta")
-    return node.meta.get("type") is Tensor or meta is not None
 
 
 def _name(node: fx.Node) -> str:

@@ -1,12 +1,18 @@
 """Units of reconstruction: the part of the graph inside one block module, or a layer outside any block."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qdrop.quantization.ops import operation
-from qdrop.quantization.sites import Wiring, holds_tensor
+from qdrop.quantization.sites import Wiring
+
+Step = Callable[[fx.Node], Iterable[fx.Node]]
+
+LARGEST_SHARE = 0.25
+"""Largest share of the network's layers in a block that has blocks inside; beyond, these are the units."""
 
 _INSPECTIONS = {"size", "dim", "getattr", "getitem", "ndim", "numel", "eq", "int"}
 """Operations that look at a value without working on it."""
@@ -47,19 +53,9 @@ def find_units(
         granularity: `block` or `layer`.
 
     Returns:
-        Units in execution order, and a note for each block that fell back to its layers.
+        Units in execution order, and a note for each block that fell back to what is inside it.
     """
-    notes: list[str] = []
-    blocks: dict[str, tuple[fx.Node, ...]] = {}
-    if granularity == "block":
-        inside = {path: _nodes_inside(graph, path) for path in _block_paths(graph, wiring)}
-        claimed = {node for nodes in inside.values() for node in nodes}
-        for path, nodes in inside.items():
-            blocks[path] = _extended(nodes, wiring, claimed)
-            problem = _not_one_tensor(blocks[path])
-            if problem:
-                notes.append(f"block '{path}' {problem}: its layers are reconstructed one by one")
-                del blocks[path]
+    blocks, notes = _find_blocks(graph, wiring) if granularity == "block" else ({}, [])
     block_of = {node: path for path, nodes in blocks.items() for node in nodes}
     candidates: dict[str, _Candidate] = {}
     for layer in wiring.layers:
@@ -79,8 +75,31 @@ def _spec(candidate: _Candidate, wiring: Wiring, quantized: list[str]) -> UnitSp
     return UnitSpec(candidate.module, candidate.kind, weights, quantizers - weights, names)
 
 
-def _block_paths(graph: fx.GraphModule, wiring: Wiring) -> list[str]:
-    """Outermost modules with two or more layers, but not all, whose class does work of its own somewhere."""
+def _find_blocks(graph: fx.GraphModule, wiring: Wiring) -> tuple[dict[str, tuple[fx.Node, ...]], list[str]]:
+    """Nodes of the outermost modules that can be units, and a note for each that cannot."""
+    layers_inside = _working_modules(graph, wiring)
+    blocks: dict[str, tuple[fx.Node, ...]] = {}
+    notes: list[str] = []
+    for path, layers in layers_inside.items():  # an outer module comes before those inside it
+        if any(_is_inside(path, block) for block in blocks):
+            continue
+        others = [other for other in layers_inside if not _is_inside(path, other)]
+        claimed = {node for other in others for node in _nodes_inside(graph, other)}
+        nodes = _extended(_nodes_inside(graph, path), wiring, claimed)
+        within = [other for other in layers_inside if other != path and _is_inside(other, path)]
+        problem = _not_one_tensor(nodes, wiring.activations)
+        if len(within) > 1 and layers > LARGEST_SHARE * len(wiring.layers):
+            problem = f"holds {layers} of {len(wiring.layers)} layers"
+        if problem:
+            smaller = "blocks and layers" if within else "layers"
+            notes.append(f"block '{path}' {problem}: its {smaller} are reconstructed one by one")
+        else:
+            blocks[path] = nodes
+    return blocks, notes
+
+
+def _working_modules(graph: fx.GraphModule, wiring: Wiring) -> dict[str, int]:
+    """Layers inside each module with two or more, but not all, whose class does work of its own somewhere."""
     working = {
         stack[-1][1]
         for node in graph.graph.nodes
@@ -89,18 +108,16 @@ def _block_paths(graph: fx.GraphModule, wiring: Wiring) -> list[str]:
         if stack
     }
     layers_inside: dict[str, int] = {}
-    classes: dict[str, type[nn.Module]] = {}
     for layer in wiring.layers:
         for path, cls in _stack(layer)[:-1]:
-            layers_inside[path] = layers_inside.get(path, 0) + 1
-            classes[path] = cls
-    paths: list[str] = []
-    for path, count in layers_inside.items():  # an outer module comes before those inside it
-        whole = count == len(wiring.layers)
-        nested = any(path.startswith(f"{outer}.") for outer in paths)
-        if classes[path] in working and count >= 2 and not whole and not nested:
-            paths.append(path)
-    return paths
+            if cls in working:
+                layers_inside[path] = layers_inside.get(path, 0) + 1
+    return {path: count for path, count in layers_inside.items() if 2 <= count < len(wiring.layers)}
+
+
+def _is_inside(path: str, module: str) -> bool:
+    """Whether `path` is `module` or inside it."""
+    return path == module or path.startswith(f"{module}.")
 
 
 def _stack(node: fx.Node) -> list[tuple[str, type[nn.Module]]]:
@@ -113,31 +130,52 @@ def _nodes_inside(graph: fx.GraphModule, path: str) -> tuple[fx.Node, ...]:
 
 
 def _extended(nodes: tuple[fx.Node, ...], wiring: Wiring, claimed: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """`nodes` and the activation function fused with one of them, if it stands outside and unclaimed."""
+    """`nodes` and the pointwise functions fused with one of them, if they stand outside and unclaimed."""
     chains = (site.chain for site in wiring.sites if site.chain[0] in nodes)
-    outside = (node for chain in chains for node in chain if node not in claimed)
-    return tuple(dict.fromkeys([*nodes, *outside]))
+    fused = (node for chain in chains for node in takewhile(lambda n: n in nodes or n not in claimed, chain))
+    return tuple(dict.fromkeys([*nodes, *fused]))
 
 
-def _not_one_tensor(nodes: tuple[fx.Node, ...]) -> str:
+def _not_one_tensor(nodes: tuple[fx.Node, ...], activations: set[fx.Node]) -> str:
     """Why these nodes cannot be a unit, or ""."""
-    inputs, outputs = boundary(nodes)
+    inputs, outputs = boundary(nodes, activations)
     if len(inputs) != 1:
         return f"reads {len(inputs)} values"
     if len(outputs) != 1:
         return f"gives {len(outputs)} values"
-    return (
-        "" if holds_tensor(inputs[0]) and holds_tensor(outputs[0]) else "passes something else than a tensor"
-    )
+    several = any(not issubclass(node.meta["type"], Tensor) for node in (*inputs, *outputs))
+    return "passes several tensors as one value" if several else ""
 
 
-def boundary(nodes: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Values that `nodes` read from outside (parameters aside), and their own that are read outside."""
+def boundary(nodes: Iterable[fx.Node], activations: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Activations that `nodes` read from outside, and their own that are read outside.
+
+    Sizes, and what is computed from sizes and parameters alone, do not count: they are computed where they
+    are read, from the activations behind them.
+    """
     inside = dict.fromkeys(nodes)
+    own = [node for node in inside if node in activations]
+    read = [value for node in own for value in _reached(node.all_input_nodes, _inputs, activations)]
+    outputs = [
+        node for node in own if any(n not in inside for n in _reached(node.users, _users, activations))
+    ]
+    return [node for node in dict.fromkeys(read) if node not in inside], outputs
 
-    def is_outside(node: fx.Node) -> bool:
-        return node not in inside and node.op != "get_attr"
 
-    inputs = dict.fromkeys(read for node in inside for read in node.all_input_nodes if is_outside(read))
-    outputs = [node for node in inside if any(user not in inside for user in node.users)]
-    return list(inputs), outputs
+def _reached(nodes: Iterable[fx.Node], step: Step, activations: set[fx.Node]) -> list[fx.Node]:
+    """Those of `nodes` that are activations or the network's output, and for the others those behind them."""
+    return [
+        found
+        for node in nodes
+        for found in (
+            [node] if node in activations or node.op == "output" else _reached(step(node), step, activations)
+        )
+    ]
+
+
+def _inputs(node: fx.Node) -> Iterable[fx.Node]:
+    return node.all_input_nodes
+
+
+def _users(node: fx.Node) -> Iterable[fx.Node]:
+    return node.users

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from qdrop.config import ActivationQConfig, Config
 from qdrop.config_io import ConfigError, parse_args
-from qdrop.solver.main_imagenet import USER_ERRORS, Result, run
+from qdrop.solver.main_imagenet import USER_ERRORS, run
 
 SETTINGS = ((4, 4), (3, 3), (2, 4), (2, 2))
 """Bits of weights and activations, as in the paper's tables."""

@@ -134,7 +134,7 @@ def reconstruct_unit(
             loss = error if penalty is None else error + penalty
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
             if schedule is not None:

@@ -21,7 +21,7 @@ PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 class RunFolder:
-    """Writes what a run leaves behind: `config.resolved.yaml`, `env.json`, `plan.json`, `log.jsonl`, `result.json`.
+    """Writes what a run leaves behind: resolved settings, environment, plan, log of units, result.
 
     Args:
         path: The folder; made if it is not there. Files of an earlier run in it are replaced.
@@ -86,7 +86,7 @@ def log_file(folder: Path) -> logging.Handler:
 
 
 def revision() -> str | None:
-    """Git revision of the package's source, with `-dirty` if it was changed since; None outside a checkout."""
+    """Git revision of the package's source, `-dirty` if changed since; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

@@ -1,0 +1,33 @@
+# Sourced by run scripts: sets `python` to an interpreter that has what a requirements file pins.
+#
+#   source python_env.sh; use_python requirements.txt
+#
+# QDROP_PYTHON, if set, is used as it is. Otherwise the requirements are installed into the active virtual
+# environment or, if none is active, into .venv beside this file, once for each version of the file.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+use_python() {
+    local requirements=$1 stamp
+    if [ -n "${QDROP_PYTHON:-}" ]; then
+        python=$QDROP_PYTHON
+        return
+    fi
+    local env=${VIRTUAL_ENV:-$root/.venv}
+    if [ ! -x "$env/bin/python" ]; then
+        echo "No virtual environment is active: making one in $env (QDROP_PYTHON=... uses an interpreter of yours)."
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+            echo "Python 3.11 or newer is needed; python3 here is $(python3 --version)." >&2
+            return 1
+        }
+        python3 -m venv "$env"
+    fi
+    python=$env/bin/python
+    stamp=$env/.qdrop-$(cat "$root/requirements.txt" "$requirements" | cksum | cut -d' ' -f1)
+    if [ ! -e "$stamp" ]; then
+        echo "Installing the pinned requirements into $env; torch is large, this takes a few minutes."
+        "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
+        touch "$stamp"
+    fi
+}

@@ -1,0 +1,221 @@
+"""Rewrites of a traced graph that leave what it computes: in-place and idle operations, constants, BN."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from qdrop.quantization.ops import FUNCTIONAL_LAYERS, GraphError, module_of, out_of_place, owner, where
+from qdrop.quantization.quantized_module import QUANTIZED, float_type
+
+_IDLE_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)
+_ASSERTIONS = {"_assert", "_assert_is_none"}
+_LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+BatchNormStatistics = tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]
+
+
+def simplify(traced: fx.GraphModule) -> None:
+    """Rewrite a graph traced in evaluation mode so that every layer stands alone, its BN folded.
+
+    Raises:
+        GraphError: If a BN cannot be folded; names it and the reason.
+    """
+    _clean(traced)
+    _own_leaves(traced)
+    _fold_constants(traced)
+    _lift_layers(traced)
+    _fold_batch_norms(traced)
+
+
+def _clean(traced: fx.GraphModule) -> None:
+    """Drop assertions, idle operations, dead code and unread inputs; make every operation out of place."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in _ASSERTIONS:
+            traced.graph.erase_node(node)
+        elif _is_idle(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)
+        else:
+            out_of_place(node)
+    traced.graph.eliminate_dead_code()
+    for node in traced.graph.find_nodes(op="placeholder")[1:]:
+        if node.users:
+            raise GraphError(f"the model takes a second input, '{node.target}'; it must take one tensor")
+        traced.graph.erase_node(node)
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether a node gives back the one tensor it takes."""
+    return isinstance(module_of(node), _IDLE_MODULES) and len(node.all_input_nodes) == 1
+
+
+def _own_leaves(traced: fx.GraphModule) -> None:
+    """Give the graph layer objects of its own, so that nothing done to it reaches the model.
+
+    They share the memory of the model's parameters, which here need no gradient, and work out of place.
+    """
+    for node in traced.graph.find_nodes(op="call_module"):
+        traced.set_submodule(str(node.target), _twin(traced.get_submodule(str(node.target))))
+    for node in traced.graph.find_nodes(op="get_attr"):  # after their holders, some of which are such modules
+        holder, _, name = str(node.target).rpartition(".")
+        value = _constant(node)
+        if isinstance(value, nn.Parameter):
+            setattr(traced.get_submodule(holder), name, nn.Parameter(value.detach(), requires_grad=False))
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy of a module, and of those inside it, on the same memory."""
+    twin = copy.copy(module)
+    frozen = {
+        n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()
+    }
+    children = {name: None if child is None else _twin(child) for name, child in module._modules.items()}
+    twin.__dict__.update(
+        _parameters=frozen, _buffers=dict(module._buffers), _modules=children, training=False
+    )
+    if getattr(twin, "inplace", False):
+        twin.inplace = False  # type: ignore[assignment]
+    return twin
+
+
+@torch.no_grad()
+def _fold_constants(traced: fx.GraphModule) -> None:
+    """Compute once what parameters alone decide, such as a weight that is standardised in every forward."""
+    values: dict[fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = _constant(node)
+        elif node.op in ("call_function", "call_method") and _are_known(node.all_input_nodes, values):
+            values[node] = _result(node, values)
+    for node, value in values.items():
+        read = any(user not in values for user in node.users)
+        if node.op != "get_attr" and read and isinstance(value, Tensor):
+            traced.register_buffer(f"{node.name}_folded", value)
+            with traced.graph.inserting_before(node):
+                folded = traced.graph.get_attr(f"{node.name}_folded")
+            folded.meta = dict(node.meta)
+            node.replace_all_uses_with(folded, delete_user_cb=lambda user: user not in values)
+    traced.graph.eliminate_dead_code()
+
+
+def _are_known(nodes: list[fx.Node], values: dict[fx.Node, Any]) -> bool:
+    return bool(nodes) and all(node in values for node in nodes)
+
+
+def _result(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args = fx.map_arg(node.args, values.__getitem__)
+    kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+    if callable(node.target):
+        return node.target(*args, **kwargs)
+    return getattr(args[0], node.target)(*args[1:], **kwargs)
+
+
+def _lift_layers(traced: fx.GraphModule) -> None:
+    """Turn a functional layer with a weight of its own into the layer, as where a subclass calls `F.linear`."""
+    for node in list(traced.graph.nodes):
+        kind = FUNCTIONAL_LAYERS.get(node.target) if node.op == "call_function" else None
+        if kind is None:
+            continue
+        call = dict(zip(_LAYER_ARGUMENTS, node.args, strict=False)) | node.kwargs
+        x, weight, bias = (call.pop(name, None) for name in _LAYER_ARGUMENTS[:3])
+        if not isinstance(x, fx.Node) or not all(b is None or _is_constant(b) for b in (weight, bias)):
+            continue
+        path = owner(node)
+        if not isinstance(traced.get_submodule(path), tuple(QUANTIZED)):
+            path = f"{path}.{node.name}_layer".lstrip(".")
+        traced.set_submodule(path, _layer(kind, _constant(weight), _constant(bias), call))
+        with traced.graph.inserting_before(node):
+            layer = traced.graph.call_module(path, (x,))
+        layer.meta = {
+            **node.meta,
+            "nn_module_stack": {**node.meta.get("nn_module_stack", {}), path: (path, kind)},
+        }
+        node.replace_all_uses_with(layer)
+        traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+def _layer(kind: type[nn.Module], weight: Tensor, bias: Tensor | None, settings: dict[str, Any]) -> nn.Module:
+    """A layer of type `kind` that computes with these parameters."""
+    groups = settings.get("groups", 1)
+    sizes = (weight.shape[1] * groups, weight.shape[0])
+    kernel = () if kind is nn.Linear else (tuple(weight.shape[2:]),)
+    layer = kind(*sizes, *kernel, bias=bias is not None, device="meta", **settings).eval()
+    layer.register_parameter("weight", nn.Parameter(weight.detach(), requires_grad=False))
+    if bias is not None:
+        layer.register_parameter("bias", nn.Parameter(bias.detach(), requires_grad=False))
+    return layer
+
+
+def _fold_batch_norms(traced: fx.GraphModule) -> None:
+    """Fold every BN into the layer that feeds it."""
+    for node in list(traced.graph.nodes):
+        statistics = _batch_norm(node)
+        if statistics is None:
+            continue
+        layer = node.all_input_nodes[0]
+        _check_foldable(node, layer)
+        traced.set_submodule(str(layer.target), _folded(module_of(layer), statistics))
+        node.replace_all_uses_with(layer)
+        traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+
+
+def _batch_norm(node: fx.Node) -> BatchNormStatistics | None:
+    """Running mean, running variance, eps, weight and bias if `node` is a BN in evaluation mode."""
+    module = module_of(node)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.running_mean is None or module.running_var is None:
+            raise GraphError(f"cannot fold '{node.target}': a BN without running statistics")
+        return module.running_mean, module.running_var, module.eps, module.weight, module.bias
+    if node.op == "call_function" and node.target is F.batch_norm:
+        call = node.normalized_arguments(node.graph.owning_module, normalize_to_only_use_kwargs=True)
+        if call is None:
+            raise GraphError(f"cannot fold {where(node)}: its arguments are not plain")
+        given = {name: _constant(value) for name, value in call.kwargs.items() if name != "input"}
+        if given["running_mean"] is None or given["running_var"] is None:
+            raise GraphError(f"cannot fold {where(node)}: a BN without running statistics")
+        return given["running_mean"], given["running_var"], given["eps"], given["weight"], given["bias"]
+    return None
+
+
+def _constant(value: Any) -> Any:
+    """The value of an argument: what a `get_attr` node holds, or the value itself."""
+    if isinstance(value, fx.Node) and value.graph.owning_module is not None:
+        holder, _, name = str(value.target).rpartition(".")
+        return getattr(value.graph.owning_module.get_submodule(holder), name)
+    return value
+
+
+def _check_foldable(node: fx.Node, layer: fx.Node) -> None:
+    """Refuse a BN that does not directly follow a layer of its own."""
+    module = module_of(layer)
+    if module is None or float_type(module) is None:
+        raise GraphError(
+            f"cannot fold {where(node)}: it follows {where(layer)}, not a convolution or linear layer"
+        )
+    if len(layer.users) > 1:
+        raise GraphError(f"cannot fold {where(node)}: {where(layer)} is also read unnormalised")
+    if sum(other.target == layer.target for other in node.graph.nodes if other.op == "call_module") > 1:
+        raise GraphError(f"cannot fold {where(node)}: {where(layer)} is called more than once")
+
+
+def _folded(layer: nn.Module | None, statistics: BatchNormStatistics) -> nn.Module:
+    """A copy of `layer` with the BN's scale and shift in its weight and bias (Jacob et al., 2018, eq. 14)."""
+    assert isinstance(layer, tuple(QUANTIZED))
+    mean, variance, eps, weight, bias = statistics
+    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    twin = copy.copy(layer)
+    twin._parameters = dict(layer._parameters)
+    with torch.no_grad():
+        fused = fuse(layer.weight, layer.bias, mean, variance, eps, weight, bias)
+    twin.weight, twin.bias = (nn.Parameter(p.detach(), requires_grad=False) for p in fused)
+    return twin
