@@ -10,7 +10,7 @@ setup(
     description="Post-training quantization of vision networks to 2-4 bits by QDrop (ICLR 2022)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="MIT",
     packages=find_packages(include=["qdrop", "qdrop.*"]),
     package_data={"qdrop": ["py.typed", "models/assets/*.safetensors"]},
     python_requires=">=3.11",

@@ -132,6 +132,4 @@ def _paragraph(setting: Setting, width: int) -> str:
 
 def _fill(text: str, width: int, indent: int) -> str:
     """Wrapped text, its further lines indented by six."""
-    return textwrap.fill(
-        text, width, initial_indent=" " * indent, subsequent_indent=" " * 6, break_on_hyphens=False
-    )
+    return textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * 6, break_on_hyphens=False)

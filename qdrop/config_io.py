@@ -90,9 +90,7 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         width = min(shutil.get_terminal_size().columns, 110)
-        return (
-            f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n"
-        )
+        return f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n"
 
 
 def parse_args(

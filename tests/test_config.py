@@ -303,15 +303,11 @@ def test_malformed_overrides(write):
 
 def test_override_errors_say_command_line(write):
     path = write(PUBLISHED)
-    assert problems(path, "quant.recon.iters=many") == [
-        "command line: quant.recon.iters = many: expected int >= 1"
-    ]
+    assert problems(path, "quant.recon.iters=many") == ["command line: quant.recon.iters = many: expected int >= 1"]
     assert problems(path, "quant.recon.droop_prob=1") == [
         "command line: quant.recon.droop_prob: unknown key; did you mean quant.recon.drop_prob?"
     ]
-    assert problems(path, "quant.recon={iters: 0}") == [
-        "command line: quant.recon.iters = 0: expected int >= 1"
-    ]
+    assert problems(path, "quant.recon={iters: 0}") == ["command line: quant.recon.iters = 0: expected int >= 1"]
 
 
 def test_dict_errors_name_the_key():
@@ -386,9 +382,7 @@ def test_every_key_of_a_config_is_in_help():
             if isinstance(value, dict):
                 yield from leaves(value, (*above, name))
 
-    full = config_to_dict(
-        Config(quant=QuantConfig(recon=ReconConfig(), overrides={"<pattern>": LayerBits()}))
-    )
+    full = config_to_dict(Config(quant=QuantConfig(recon=ReconConfig(), overrides={"<pattern>": LayerBits()})))
     listed = {setting.key for setting in settings()}
     assert set(leaves(full)) - {("quant", "overrides", "<pattern>")} == listed
 

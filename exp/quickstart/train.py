@@ -36,9 +36,7 @@ def main() -> None:
     images, labels = digits(train=True)  # [1201, 1, 8, 8] in 0..1
     targets = torch.tensor(labels)
     model = digits_resnet()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     steps = EPOCHS * (len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
 

@@ -3,9 +3,7 @@
 from torch import nn
 
 
-def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """A convolution without bias that keeps the size (divided by `stride`), and its batch norm.
 
     Args:

@@ -32,9 +32,7 @@ class MBConv(nn.Module):
         expansion: channels of the depthwise convolution over `in_channels`.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, kernel_size: int, stride: int, expansion: int
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.layers = nn.Sequential(

@@ -59,9 +59,7 @@ class MobileNetV2(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = 32
-        features: list[nn.Module] = [
-            nn.Sequential(*conv_bn(3, channels, kernel_size=3, stride=2), nn.ReLU6())
-        ]
+        features: list[nn.Module] = [nn.Sequential(*conv_bn(3, channels, kernel_size=3, stride=2), nn.ReLU6())]
         for expansion, out_channels, blocks, first_stride in STAGES:
             for index in range(blocks):
                 stride = first_stride if index == 0 else 1

@@ -73,13 +73,9 @@ def build_model_with_info(
     try:
         model = builder(**(kwargs or {}))
     except OSError as error:
-        raise WeightsError(
-            f"model.path = auto: cannot get the weights of {type}: {error}; set a file"
-        ) from error
+        raise WeightsError(f"model.path = auto: cannot get the weights of {type}: {error}; set a file") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"model.kwargs = {kwargs or {}}: {type} cannot be built with them: {error}"
-        ) from error
+        raise ModelError(f"model.kwargs = {kwargs or {}}: {type} cannot be built with them: {error}") from error
     info = None
     if path is None:
         log.warning("model.path is null: %s has random weights", type)

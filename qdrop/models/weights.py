@@ -85,9 +85,7 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
     if parts.scheme == "file":
         return _describe(Path(url2pathname(parts.path)))
     if parts.scheme not in ("http", "https"):
-        raise WeightsError(
-            f"model.path {path!r}: expected a file, an http(s) or file URL, 'auto' or 'embedded'"
-        )
+        raise WeightsError(f"model.path {path!r}: expected a file, an http(s) or file URL, 'auto' or 'embedded'")
     name = Path(unquote(parts.path)).name
     _check_suffix(name)
     # Different addresses often end in the same file name, so the cached file carries a mark of its address.
@@ -167,9 +165,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"{path} holds {_kind(content)}; expected tensors by key, as in model.state_dict()"
-        )
+        raise WeightsError(f"{path} holds {_kind(content)}; expected tensors by key, as in model.state_dict()")
     odd = [f"{key!r} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise WeightsError(

@@ -110,9 +110,7 @@ def _picks(node: fx.Node) -> bool:
     return operation(node) == "getitem" and not issubclass(node.all_input_nodes[0].meta["type"], Tensor)
 
 
-def _segment(
-    model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node], computed: set[fx.Node]
-) -> Segment:
+def _segment(model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node], computed: set[fx.Node]) -> Segment:
     inputs, outputs = boundary(nodes, computed)
     module = _extract(model, nodes, inputs, outputs)
     name = nodes[0].name if unit is None else unit.module

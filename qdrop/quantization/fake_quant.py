@@ -200,9 +200,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
     @torch.no_grad()
     def round_to_nearest(self, weight: Tensor) -> None:
         """Set the integers to the nearest ones, and `alpha` so that `h(alpha)` is the fraction of w/s."""
-        scale, zero_point = (
-            along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point)
-        )
+        scale, zero_point = (along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point))
         steps = weight / scale
         self._set_levels(torch.round(steps) + zero_point)
         fraction = steps - torch.floor(steps)
@@ -216,9 +214,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
             Share of the weights, 0 to 1, whose integer is not the nearest one.
         """
         nearest = self.levels.clone()
-        scale, zero_point = (
-            along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point)
-        )
+        scale, zero_point = (along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point))
         self._set_levels(torch.floor(weight / scale) + (self.alpha >= 0) + zero_point)
         return float((self.levels != nearest).float().mean())
 
@@ -233,8 +229,7 @@ def _scale_gradient(value: Tensor, factor: float) -> Tensor:
 
 
 QUANTIZERS: dict[str, type[FakeQuantize]] = {
-    cls.__name__: cls
-    for cls in (FixedFakeQuantize, LSQFakeQuantize, LSQPlusFakeQuantize, AdaRoundFakeQuantize)
+    cls.__name__: cls for cls in (FixedFakeQuantize, LSQFakeQuantize, LSQPlusFakeQuantize, AdaRoundFakeQuantize)
 }
 """Quantizers by the names used in YAML."""
 
@@ -246,7 +241,5 @@ def build_quantizer(spec: QuantizerSpec) -> FakeQuantize:
         ValueError: For AdaRound on an activation: it holds one rounding per element of a weight.
     """
     if spec.quantizer == AdaRoundFakeQuantize.__name__ and spec.kind is Kind.ACTIVATION:
-        raise ValueError(
-            f"{spec.name}: AdaRoundFakeQuantize rounds weights; use LSQFakeQuantize for activations"
-        )
+        raise ValueError(f"{spec.name}: AdaRoundFakeQuantize rounds weights; use LSQFakeQuantize for activations")
     return QUANTIZERS[spec.quantizer](spec)

@@ -17,10 +17,19 @@ TOLERANCE = 1e-3
 
 
 class _Tracer(fx.Tracer):
-    """Traces through everything but torch's own layers; says which module it could not follow."""
+    """Traces through everything but torch's own layers as they are; says which module it could not follow."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return float_type(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, tuple(QUANTIZED)) or type(m).__module__.startswith("torch.nn.utils."):
+            return float_type(m) is not None  # else what it really does with its weight
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """One tensor; whatever else `forward` takes, such as a mask, keeps its default."""
+        name = list(inspect.signature(root_fn).parameters)[1]
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -54,7 +63,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     model.eval()
     try:
         try:
-            graph = _Tracer().trace(model, _defaults(model))
+            graph = _Tracer().trace(model)
         except GraphError:
             raise
         except Exception as error:
@@ -74,12 +83,6 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     return traced
 
 
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Values of the inputs after the first that need not be given, such as a mask."""
-    inputs = list(inspect.signature(model.forward).parameters.values())[1:]
-    return {p.name: p.default for p in inputs if p.default is not inspect.Parameter.empty}
-
-
 def check_supported(traced: fx.GraphModule) -> None:
     """Refuse what would silently stay in full precision or share one quantizer between two places.
 
@@ -89,17 +92,13 @@ def check_supported(traced: fx.GraphModule) -> None:
     seen: set[str] = set()
     for node in traced.graph.nodes:
         if multiplies_weight(node):
-            raise GraphError(
-                f"{where(node)} computes its weight on the fly; only layer modules are quantized"
-            )
+            raise GraphError(f"{where(node)} computes its weight on the fly; only layer modules are quantized")
         module = module_of(node)
         if module is None or not any(p.ndim > 1 for p in module.parameters()):
             continue
         if float_type(module) is None:
             kinds = ", ".join(layer.__name__ for layer in QUANTIZED)
-            raise GraphError(
-                f"{where(node)} holds a weight but is none of {kinds}; it cannot be quantized yet"
-            )
+            raise GraphError(f"{where(node)} holds a weight but is none of {kinds}; it cannot be quantized yet")
         if str(node.target) in seen:
             raise GraphError(f"{where(node)} is called more than once; shared layers are not supported yet")
         seen.add(str(node.target))
@@ -112,6 +111,6 @@ def _check_same(expected: Any, result: Any) -> None:
     difference = float((expected - result).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()) + 1e-6:
         raise GraphError(
-            f"the traced graph differs from the model by {difference:.3g}: its forward depends on more than its"
-            " input, such as the batch size, or the weights are not finite"
+            f"the traced graph differs from the model by {difference:.3g}: its forward depends on more than"
+            " its input, such as the batch size, or the weights are not finite"
         )

@@ -101,11 +101,7 @@ def activations(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         layer = isinstance(module_of(node), tuple(QUANTIZED))
-        if (
-            node.op == "placeholder"
-            or layer
-            or (holds_tensor(node) and found.intersection(node.all_input_nodes))
-        ):
+        if node.op == "placeholder" or layer or (holds_tensor(node) and found.intersection(node.all_input_nodes)):
             found.add(node)
     return found
 
@@ -192,3 +188,19 @@ def multiplies_weight(node: fx.Node) -> bool:
         return False
     constants = [n for n in node.all_input_nodes if n.op == "get_attr" and n.meta["tensor_meta"].shape[1:]]
     return node.target in FUNCTIONAL_LAYERS or (bool(constants) and operation(node) in _PRODUCT_NAMES | {""})
+
+
+def where(node: fx.Node) -> str:
+    """Where a node comes from, for messages: "'layer1.0.bn1' (BatchNorm2d)" or "add in 'layer1.0'"."""
+    module = module_of(node)
+    if module is not None:
+        return f"'{node.target}' ({type(module).__name__})"
+    return f"{node.name} in '{owner(node) or 'the model'}'"
+
+
+def owner(node: fx.Node) -> str:
+    """Path of the innermost module whose forward holds the node; "" for the model itself."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    if node.op == "call_module" and stack and stack[-1] == node.target:
+        stack.pop()
+    return stack[-1] if stack else ""

@@ -61,9 +61,7 @@ class Plan:
         for spec in self.quantizers:
             unit = unit_of.get(spec.node, "")
             if unit != last:
-                lines.append(
-                    f"{unit or '(between units)':<44} {kinds.get(unit, ''):<11} {counts.get(unit, '')}"
-                )
+                lines.append(f"{unit or '(between units)':<44} {kinds.get(unit, ''):<11} {counts.get(unit, '')}")
             last = unit
             shape = "x".join(str(n) for n in spec.shape)
             lines.append(f"  {spec.name:<42} {spec.kind:<11} {spec.bit:>3}  {shape}")
@@ -131,9 +129,7 @@ def _activation_spec(site: Site, wiring: Wiring, config: QuantConfig, q: QConfig
     return _spec(f"{site.name}.output_quantizer", Kind.ACTIVATION, site.node, q, bit, shape)
 
 
-def _spec(
-    name: str, kind: Kind, node: fx.Node, q: QConfig, bit: int, shape: tuple[int, ...]
-) -> QuantizerSpec:
+def _spec(name: str, kind: Kind, node: fx.Node, q: QConfig, bit: int, shape: tuple[int, ...]) -> QuantizerSpec:
     return QuantizerSpec(name, kind, node.name, q.quantizer, q.observer, bit, q.symmetric, q.ch_axis, shape)
 
 

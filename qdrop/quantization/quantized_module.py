@@ -76,9 +76,9 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedModule]] = {
 def float_type(module: nn.Module) -> type[nn.Module] | None:
     """The registered layer type that `module` computes as, or None.
 
-    A subclass counts only if it did not change the computation (`forward`).
+    A subclass counts only if it did not change the computation (`forward`), and holds its weight as it is.
     """
     for layer in QUANTIZED:
         if isinstance(module, layer) and type(module).forward is layer.forward:
-            return layer
+            return layer if "weight" in module._parameters else None
     return None

@@ -17,6 +17,8 @@ WIDTHS = 100
 """Candidate widths: 1/100 of the full range to all of it."""
 SUMMARY = 512
 """Points that stand for a row of more than twice as many on the coarsest grid."""
+OUTLIERS = 64
+"""How many of them are the smallest values themselves, and how many the largest."""
 VALLEYS = 4
 """Candidates that each level of the search looks around."""
 EXHAUSTIVE = 1 << 26
@@ -57,12 +59,17 @@ class Points:
         return Points(self.values[:, full], self.counts[:, full], self.exact_lo, self.exact_hi)
 
     def summary(self) -> "Points":
-        """Fewer points with nearly the same error: means of equal shares of each row, in order of size."""
+        """Fewer points with nearly the same error: the outermost of each row, means of equal shares between.
+
+        At 8 bits a few outliers decide which range is best, so that these must not be averaged.
+        """
         rows, n = self.values.shape
         if self.counts is not None or n < 2 * SUMMARY:
             return self
         total = self.values.sort(1).values.double().cumsum(1)
-        ends = torch.linspace(0, n, SUMMARY + 1, device=total.device).round().long()[1:]
+        ends = torch.linspace(OUTLIERS, n - OUTLIERS, SUMMARY - 2 * OUTLIERS + 1).round().long()
+        first, last = torch.arange(1, OUTLIERS), torch.arange(n - OUTLIERS + 1, n + 1)
+        ends = torch.cat([first, ends, last]).to(total.device)
         counts = ends.diff(prepend=ends.new_zeros(1)).expand(rows, -1)
         sums = total[:, ends - 1].diff(dim=1, prepend=total.new_zeros(rows, 1))
         return Points((sums / counts).float(), counts, self.lo, self.hi)

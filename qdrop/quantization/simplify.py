@@ -1,21 +1,29 @@
 """Rewrites of a traced graph that leave what it computes: in-place and idle operations, constants, BN."""
 
 import copy
+import inspect
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from qdrop.quantization.ops import FUNCTIONAL_LAYERS, GraphError, module_of, out_of_place, owner, where
-from qdrop.quantization.quantized_module import QUANTIZED, float_type
+from qdrop.quantization.ops import (
+    FUNCTIONAL_LAYERS,
+    GraphError,
+    module_of,
+    operation,
+    out_of_place,
+    where,
+)
+from qdrop.quantization.quantized_module import float_type
 
 _IDLE_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)
-_ASSERTIONS = {"_assert", "_assert_is_none"}
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-
-BatchNormStatistics = tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]
+_BATCH_NORM_ARGUMENTS = ("running_mean", "running_var", "eps", "weight", "bias")
 
 
 def simplify(traced: fx.GraphModule) -> None:
@@ -32,9 +40,9 @@ def simplify(traced: fx.GraphModule) -> None:
 
 
 def _clean(traced: fx.GraphModule) -> None:
-    """Drop assertions, idle operations, dead code and unread inputs; make every operation out of place."""
+    """Drop assertions, idle operations and dead code; make every operation out of place."""
     for node in list(traced.graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") in _ASSERTIONS:
+        if node.op == "call_function" and node.target is torch._assert:
             traced.graph.erase_node(node)
         elif _is_idle(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
@@ -42,15 +50,15 @@ def _clean(traced: fx.GraphModule) -> None:
         else:
             out_of_place(node)
     traced.graph.eliminate_dead_code()
-    for node in traced.graph.find_nodes(op="placeholder")[1:]:
-        if node.users:
-            raise GraphError(f"the model takes a second input, '{node.target}'; it must take one tensor")
-        traced.graph.erase_node(node)
 
 
 def _is_idle(node: fx.Node) -> bool:
     """Whether a node gives back the one tensor it takes."""
-    return isinstance(module_of(node), _IDLE_MODULES) and len(node.all_input_nodes) == 1
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.op == "call_function" and node.target in _DROPOUTS:
+        return not inspect.signature(F.dropout).bind(*node.args, **node.kwargs).arguments.get("training", True)
+    return isinstance(module_of(node), _IDLE_MODULES)
 
 
 def _own_leaves(traced: fx.GraphModule) -> None:
@@ -70,13 +78,9 @@ def _own_leaves(traced: fx.GraphModule) -> None:
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a module, and of those inside it, on the same memory."""
     twin = copy.copy(module)
-    frozen = {
-        n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()
-    }
+    frozen = {n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()}
     children = {name: None if child is None else _twin(child) for name, child in module._modules.items()}
-    twin.__dict__.update(
-        _parameters=frozen, _buffers=dict(module._buffers), _modules=children, training=False
-    )
+    twin.__dict__.update(_parameters=frozen, _buffers=dict(module._buffers), _modules=children, training=False)
     if getattr(twin, "inplace", False):
         twin.inplace = False  # type: ignore[assignment]
     return twin
@@ -115,25 +119,23 @@ def _result(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _lift_layers(traced: fx.GraphModule) -> None:
-    """Turn a functional layer with a weight of its own into the layer, as where a subclass calls `F.linear`."""
+    """Turn functions that compute with a weight into layers, as in a subclass that calls `F.linear`."""
     for node in list(traced.graph.nodes):
         kind = FUNCTIONAL_LAYERS.get(node.target) if node.op == "call_function" else None
         if kind is None:
             continue
         call = dict(zip(_LAYER_ARGUMENTS, node.args, strict=False)) | node.kwargs
         x, weight, bias = (call.pop(name, None) for name in _LAYER_ARGUMENTS[:3])
-        if not isinstance(x, fx.Node) or not all(b is None or _is_constant(b) for b in (weight, bias)):
+        if not _is_constant(weight) or not (bias is None or _is_constant(bias)):
             continue
-        path = owner(node)
-        if not isinstance(traced.get_submodule(path), tuple(QUANTIZED)):
+        stack = node.meta.get("nn_module_stack", {})
+        path, cls = next(reversed(stack.values()), ("", nn.Module))
+        if not issubclass(cls, kind):  # not the forward of such a layer: a layer of its own in there
             path = f"{path}.{node.name}_layer".lstrip(".")
         traced.set_submodule(path, _layer(kind, _constant(weight), _constant(bias), call))
         with traced.graph.inserting_before(node):
             layer = traced.graph.call_module(path, (x,))
-        layer.meta = {
-            **node.meta,
-            "nn_module_stack": {**node.meta.get("nn_module_stack", {}), path: (path, kind)},
-        }
+        layer.meta = {**node.meta, "nn_module_stack": {**stack, path: (path, kind)}}
         node.replace_all_uses_with(layer)
         traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
@@ -156,35 +158,40 @@ def _layer(kind: type[nn.Module], weight: Tensor, bias: Tensor | None, settings:
 
 
 def _fold_batch_norms(traced: fx.GraphModule) -> None:
-    """Fold every BN into the layer that feeds it."""
+    """Fold every BN into the layer that feeds it, or into each of those whose channels it reads joined."""
     for node in list(traced.graph.nodes):
-        statistics = _batch_norm(node)
-        if statistics is None:
+        bn = _batch_norm(node)
+        if bn is None:
             continue
-        layer = node.all_input_nodes[0]
-        _check_foldable(node, layer)
-        traced.set_submodule(str(layer.target), _folded(module_of(layer), statistics))
-        node.replace_all_uses_with(layer)
+        source = node.all_input_nodes[0]
+        layers = _joined(source)
+        for layer in layers:
+            _check_foldable(node, layer)
+        modules = [traced.get_submodule(str(layer.target)) for layer in layers]
+        ends = list(accumulate(len(module.get_parameter("weight")) for module in modules))
+        if ends[-1] != len(bn[0]):
+            raise GraphError(f"cannot fold {where(node)}: it normalises something else than the channels")
+        for layer, module, start, end in zip(layers, modules, [0, *ends], ends, strict=False):
+            traced.set_submodule(str(layer.target), _folded(module, bn, slice(start, end)))
+        node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
 
 
-def _batch_norm(node: fx.Node) -> BatchNormStatistics | None:
-    """Running mean, running variance, eps, weight and bias if `node` is a BN in evaluation mode."""
+def _batch_norm(node: fx.Node) -> list[Any] | None:
+    """What `_BATCH_NORM_ARGUMENTS` are for the BN that `node` computes in evaluation mode, if it does."""
     module = module_of(node)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if module.running_mean is None or module.running_var is None:
-            raise GraphError(f"cannot fold '{node.target}': a BN without running statistics")
-        return module.running_mean, module.running_var, module.eps, module.weight, module.bias
-    if node.op == "call_function" and node.target is F.batch_norm:
-        call = node.normalized_arguments(node.graph.owning_module, normalize_to_only_use_kwargs=True)
-        if call is None:
-            raise GraphError(f"cannot fold {where(node)}: its arguments are not plain")
-        given = {name: _constant(value) for name, value in call.kwargs.items() if name != "input"}
-        if given["running_mean"] is None or given["running_var"] is None:
-            raise GraphError(f"cannot fold {where(node)}: a BN without running statistics")
-        return given["running_mean"], given["running_var"], given["eps"], given["weight"], given["bias"]
-    return None
+        given = [getattr(module, name) for name in _BATCH_NORM_ARGUMENTS]
+    elif node.op == "call_function" and node.target is F.batch_norm:
+        call = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+        call.apply_defaults()
+        given = [_constant(call.arguments[name]) for name in _BATCH_NORM_ARGUMENTS]
+    else:
+        return None
+    if given[0] is None or given[1] is None:
+        raise GraphError(f"cannot fold {where(node)}: a BN without running statistics")
+    return given
 
 
 def _constant(value: Any) -> Any:
@@ -195,27 +202,37 @@ def _constant(value: Any) -> Any:
     return value
 
 
+def _joined(source: fx.Node) -> list[fx.Node]:
+    """The layers whose outputs `source` joins along the channels; else `source` alone."""
+    parts = source.all_input_nodes
+    joins = operation(source) in ("cat", "concat") and 1 in (*source.args[1:], *source.kwargs.values())
+    if joins and len(source.users) == 1 and all(_is_layer(part) for part in parts):
+        return parts
+    return [source]
+
+
+def _is_layer(node: fx.Node) -> bool:
+    module = module_of(node)
+    return module is not None and float_type(module) is not None
+
+
 def _check_foldable(node: fx.Node, layer: fx.Node) -> None:
     """Refuse a BN that does not directly follow a layer of its own."""
-    module = module_of(layer)
-    if module is None or float_type(module) is None:
-        raise GraphError(
-            f"cannot fold {where(node)}: it follows {where(layer)}, not a convolution or linear layer"
-        )
+    if not _is_layer(layer):
+        raise GraphError(f"cannot fold {where(node)}: it follows {where(layer)}, not a convolution or linear layer")
     if len(layer.users) > 1:
         raise GraphError(f"cannot fold {where(node)}: {where(layer)} is also read unnormalised")
     if sum(other.target == layer.target for other in node.graph.nodes if other.op == "call_module") > 1:
         raise GraphError(f"cannot fold {where(node)}: {where(layer)} is called more than once")
 
 
-def _folded(layer: nn.Module | None, statistics: BatchNormStatistics) -> nn.Module:
-    """A copy of `layer` with the BN's scale and shift in its weight and bias (Jacob et al., 2018, eq. 14)."""
-    assert isinstance(layer, tuple(QUANTIZED))
-    mean, variance, eps, weight, bias = statistics
-    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+def _folded(layer: nn.Module, bn: list[Any], channels: slice) -> nn.Module:
+    """A copy of `layer` with the scale and shift of these channels of a BN (Jacob et al., 2018, eq. 14)."""
+    parts: list[Any] = [value[channels] if isinstance(value, Tensor) else value for value in bn]
     twin = copy.copy(layer)
     twin._parameters = dict(layer._parameters)
-    with torch.no_grad():
-        fused = fuse(layer.weight, layer.bias, mean, variance, eps, weight, bias)
-    twin.weight, twin.bias = (nn.Parameter(p.detach(), requires_grad=False) for p in fused)
+    with torch.no_grad():  # the same for a linear layer, whose weight has no positions
+        fused = fuse_conv_bn_weights(layer.get_parameter("weight"), layer._parameters["bias"], *parts)
+    for name, value in zip(("weight", "bias"), fused, strict=True):
+        twin._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
     return twin

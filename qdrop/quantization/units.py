@@ -156,9 +156,7 @@ def boundary(nodes: Iterable[fx.Node], activations: set[fx.Node]) -> tuple[list[
     inside = dict.fromkeys(nodes)
     own = [node for node in inside if node in activations]
     read = [value for node in own for value in _reached(node.all_input_nodes, _inputs, activations)]
-    outputs = [
-        node for node in own if any(n not in inside for n in _reached(node.users, _users, activations))
-    ]
+    outputs = [node for node in own if any(n not in inside for n in _reached(node.users, _users, activations))]
     return [node for node in dict.fromkeys(read) if node not in inside], outputs
 
 
@@ -167,9 +165,7 @@ def _reached(nodes: Iterable[fx.Node], step: Step, activations: set[fx.Node]) ->
     return [
         found
         for node in nodes
-        for found in (
-            [node] if node in activations or node.op == "output" else _reached(step(node), step, activations)
-        )
+        for found in ([node] if node in activations or node.op == "output" else _reached(step(node), step, activations))
     ]
 
 

@@ -35,9 +35,7 @@ class ActivationCache:
     def __getitem__(self, name: str) -> Pair:
         return self._values[name]
 
-    def advance(
-        self, index: int, part: Segment, full: tuple[Tensor, ...], quantized: tuple[Tensor, ...]
-    ) -> None:
+    def advance(self, index: int, part: Segment, full: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
         """Store what segment `index` wrote; drop what only it and earlier ones read."""
         for name, f, q in zip(part.outputs, full, quantized, strict=True):
             self._values[name] = Pair(f, q)
@@ -46,9 +44,7 @@ class ActivationCache:
 
 
 @torch.no_grad()
-def run_all(
-    module: nn.Module, inputs: tuple[Tensor, ...], batch_size: int, device: torch.device
-) -> tuple[Tensor, ...]:
+def run_all(module: nn.Module, inputs: tuple[Tensor, ...], batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
     """Run `module` over all calibration images in batches; results stay where the inputs are.
 
     Args:

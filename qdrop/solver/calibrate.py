@@ -24,6 +24,4 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.d
     with calibrating(model):
         for batch in images.split(batch_size):
             if not model(batch.to(device)).isfinite().all():
-                raise ValueError(
-                    "the full-precision network gives values that are not finite on calibration images"
-                )
+                raise ValueError("the full-precision network gives values that are not finite on calibration images")

@@ -104,7 +104,8 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     matplotlib.use("Agg")
     try:
         config, file = parse_args(argv, prog="python -m qdrop.solver.compare")

@@ -235,9 +235,7 @@ def _side(config: DataConfig) -> int | None:
 def _root(config: DataConfig) -> Path:
     """The folder `data.path`, which must exist."""
     if config.path is None:
-        raise _error(
-            config, "data.path is not set: give data.path=FOLDER on the command line or in the config"
-        )
+        raise _error(config, "data.path is not set: give data.path=FOLDER on the command line or in the config")
     return _existing(config, Path(config.path).expanduser(), "it is data.path")
 
 

@@ -57,9 +57,7 @@ def calibration_images(config: DataConfig, count: int, seed: int) -> Tensor:
     source = training_source(config)
     available = len(source.labels)
     if not 1 <= count <= available:
-        raise DataError(
-            f"calibration needs {count} images, found {available} for data.calib_from={config.calib_from}"
-        )
+        raise DataError(f"calibration needs {count} images, found {available} for data.calib_from={config.calib_from}")
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).tolist()
     transform = _training_transform(config) if config.augment else _validation_transform(config)
     result: Tensor | None = None
@@ -76,9 +74,7 @@ def calibration_images(config: DataConfig, count: int, seed: int) -> Tensor:
         unreadable += loader.unreadable
     _warn(unreadable, tried, "replaced by other calibration images")
     if result is None or filled < count:
-        raise DataError(
-            f"calibration needs {count} images, found {filled} that can be read among {available}"
-        )
+        raise DataError(f"calibration needs {count} images, found {filled} that can be read among {available}")
     return result
 
 

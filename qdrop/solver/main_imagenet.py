@@ -31,7 +31,7 @@ from qdrop.solver.imagenet_util import (
 )
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import ReconstructionError, reconstruct
-from qdrop.solver.run_folder import RunFolder, log_file, peak_memory_mb
+from qdrop.solver.run_folder import RunFolder, logging_to, peak_memory_mb
 
 log = logging.getLogger("qdrop")
 
@@ -181,12 +181,13 @@ def pick_device(config: Config) -> torch.device:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     try:
         config, file = parse_args(argv)
         out = run_folder(config, file)
-        logging.getLogger().addHandler(log_file(out))
-        run(config, out)
+        with logging_to(out):
+            run(config, out)
     except USER_ERRORS as error:
         log.error("error: %s", error)
         return 1

@@ -222,9 +222,7 @@ def _run(
         return run_all(part.module, inputs, config.batch_size, device)
 
 
-def _distance(
-    part: Segment, quantized: Tensor, full: Tensor, config: ReconConfig, device: torch.device
-) -> float:
+def _distance(part: Segment, quantized: Tensor, full: Tensor, config: ReconConfig, device: torch.device) -> float:
     """Reconstruction loss of a segment as it stands, over all images, without keeping its output."""
     total = 0.0
     with quantizing(part.module), torch.no_grad():

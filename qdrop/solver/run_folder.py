@@ -5,6 +5,8 @@ import logging
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,9 +43,7 @@ class RunFolder:
     def environment(self, device: torch.device, weights: WeightsInfo | None) -> None:
         """Record versions, device, git revision, and checksum and source of the weights."""
         name = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else platform.processor() or platform.machine()
+            torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
         )
         self._write(
             "env.json",
@@ -77,12 +77,19 @@ class RunFolder:
         (self.path / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def log_file(folder: Path) -> logging.Handler:
-    """A logging handler that writes `run.log` in a run folder, which is made if it is not there."""
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Inside: the package's log also goes to `run.log` in a run folder, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("qdrop")
     handler = logging.FileHandler(folder / "run.log", mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    return handler
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def revision() -> str | None:

@@ -56,9 +56,7 @@ def test_an_unknown_name_gets_the_nearest_ones(model_type, near):
 
 
 def test_an_unknown_library():
-    with pytest.raises(
-        ModelError, match=r"hub:resnet18: expected a built-in name, torchvision:NAME or timm:NAME"
-    ):
+    with pytest.raises(ModelError, match=r"hub:resnet18: expected a built-in name, torchvision:NAME or timm:NAME"):
         build_model("hub:resnet18")
 
 

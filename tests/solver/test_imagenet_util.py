@@ -119,9 +119,7 @@ def test_check_outputs_says_both_numbers_and_what_to_do():
 
 
 @pytest.mark.parametrize("kind", ["imagenet", "cifar10"])
-@pytest.mark.parametrize(
-    "use", [validation_loader, num_classes, lambda config: calibration_images(config, 1, 0)]
-)
+@pytest.mark.parametrize("use", [validation_loader, num_classes, lambda config: calibration_images(config, 1, 0)])
 def test_path_not_set(kind, use):
     with pytest.raises(DataError, match=r"data\.path=FOLDER[\s\S]*train/<class>/\*\.jpg"):
         use(DataConfig(type=kind))
@@ -147,9 +145,7 @@ def test_val_folder_without_class_folders(config, tmp_path):
         for file in (tmp_path / "val" / name).iterdir():
             file.rename(tmp_path / "val" / f"{name}{file.name}")
         (tmp_path / "val" / name).rmdir()
-    with pytest.raises(
-        DataError, match=r"no images in class sub-folders\. Found in .*/val: b0\.png, b1\.png"
-    ):
+    with pytest.raises(DataError, match=r"no images in class sub-folders\. Found in .*/val: b0\.png, b1\.png"):
         validation_loader(config)
 
 
@@ -225,9 +221,7 @@ def test_calibration_from_a_folder_elsewhere_even_without_class_folders(config, 
 
 
 def test_calibration_from_a_missing_folder(config):
-    with pytest.raises(
-        DataError, match=r"no folder .*/trian .*data\.calib_from.*Found in .*: train/, val/\."
-    ):
+    with pytest.raises(DataError, match=r"no folder .*/trian .*data\.calib_from.*Found in .*: train/, val/\."):
         calibration_images(replace(config, calib_from="trian"), 1, seed=0)
 
 
@@ -310,9 +304,7 @@ def test_unreadable_validation_images_are_left_out_with_one_warning(config, tmp_
     loader = validation_loader(replace(config, num_workers=workers))
     assert labels_of(loader) == [3, 3]
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "3 of 5 images cannot be read, left out of the accuracy: b/0.png, b/1.png, b/2.png"
-    )
+    assert record.getMessage() == ("3 of 5 images cannot be read, left out of the accuracy: b/0.png, b/1.png, b/2.png")
     assert torch.equal(state, torch.get_rng_state())
 
 

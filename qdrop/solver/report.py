@@ -1,0 +1,149 @@
+"""The table of experiments, made from what runs left behind.
+
+python -m qdrop.solver.report exp        # writes exp/README.md from exp/**/results/*/result.json
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from qdrop.solver.main_imagenet import Result
+
+BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
+
+HEADER = """\
+# Experiments
+
+Made by `python -m qdrop.solver.report exp` from the `results/*/result.json` beside each config; do not edit.
+Beside each result lie its resolved settings, its environment with the exact arguments, and a log line per unit.
+All figures are top-1 in percent.
+
+Every row is one command, from any directory. `data.path` is a folder with `train/<class>/*` and `val/<class>/*`; the
+weights come from the published release unless `model.path` names a file. Any setting can be replaced on the command
+line (`quant.w_qconfig.bit=3`); `python -m qdrop.solver.main_imagenet --help` lists them all.
+
+| method | settings |
+| --- | --- |
+| QDrop | as they are |
+| BRECQ: block, no drop (the paper's Case 3) | `quant.recon.drop_prob=1.0` |
+| Case 1: activations in full precision while weights are learned | `quant.recon.drop_prob=0.0` |
+| Case 2: only the unit's input quantized | `quant.recon.drop_prob=0.0 quant.recon.input_prob=1.0` |
+| AdaRound: layer by layer, no activation quantization | `quant.recon.granularity=layer quant.recon.drop_prob=0.0` |
+| round-to-nearest | `quant.recon=null` |
+
+`drop_prob` is the probability of KEEPING a quantized activation, as in the published configs.
+"""
+
+
+def load_results(folder: Path) -> list[Result]:
+    """The results recorded beside the config in `folder`, by name; empty if there is none."""
+    files = sorted(folder.glob("results/*/result.json"))
+    return [Result(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def report(exp: Path) -> str:
+    """The text of `exp/README.md`.
+
+    Args:
+        exp: The folder of the experiments, with `published.json`.
+
+    Raises:
+        FileNotFoundError: If it has no `published.json`.
+    """
+    published = json.loads((exp / "published.json").read_text(encoding="utf-8"))
+    parts = [HEADER, "## ImageNet", *_imagenet(exp, published["imagenet"])]
+    parts += ["", "## CIFAR-10", *_cifar(exp, published["cifar10"])]
+    return "\n".join(parts) + "\n"
+
+
+def _imagenet(exp: Path, published: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "Published: 20,000 iterations per unit, 1024 calibration images, 50,000 validation images (Wei et al., ICLR"
+    yield "2022). Ours: '-' where nothing was measured; otherwise on fewer images and iterations, as the row says, and"
+    yield "so not comparable with the published column but with the full-precision and round-to-nearest ones beside it."
+    yield ""
+    yield "| bits | command | published | ours | full precision | round-to-nearest | measured on |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for bits in BITS:
+        for network, figure in zip(published["networks"], published[bits], strict=True):
+            results = load_results(exp / bits / network)
+            command = f"`bash exp/{bits}/{network}/run.sh data.path=...`"
+            if not results:
+                yield f"| {bits.upper()} | {command} | {figure:.2f} | - | - | - | - |"
+            for r in results:
+                ours = f"{r.top1:.2f} | {r.top1_full:.2f} | {r.top1_nearest:.2f} | {_conditions(r)}"
+                yield f"| {bits.upper()} | {command} | {figure:.2f} | {ours} |"
+
+
+def _conditions(result: Result) -> str:
+    """On what a figure was measured, in words."""
+    return (
+        f"{result.data}; {result.iters:,} iterations, {result.calibration_images:,} calibration images,"
+        f" seed {result.seed}"
+    )
+
+
+def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "Mean over seeds, with the standard deviation where there are several. Published method:"
+    yield f"{published['source']}."
+    yield ""
+    yield (
+        "| bits | command | full precision | round-to-nearest | no drop | QDrop | seeds | published method |"
+        " measured on |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for folder in sorted((exp / "cifar10").glob("resnet*/")):
+        for bits in BITS:
+            results = load_results(folder / bits)
+            qdrop = [r for r in results if r.drop_prob != 1.0]
+            without = [r for r in results if r.drop_prob == 1.0]
+            reference = published.get(folder.name, {}).get(bits)
+            cells = [
+                bits.upper(),
+                f"`bash exp/cifar10/{folder.name}/{bits}/run.sh data.path=... model.path=...`",
+                _mean([r.top1_full for r in results]),
+                _mean([r.top1_nearest for r in results]),
+                _mean([r.top1 for r in without]),
+                _mean([r.top1 for r in qdrop]),
+                str(len(qdrop)) if qdrop else "-",
+                f"{reference:.1f}" if reference is not None else "-",
+                _setting(qdrop[0]) if qdrop else "-",
+            ]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _setting(result: Result) -> str:
+    """As :func:`_conditions`, for several seeds."""
+    return f"{result.data}; {result.iters:,} iterations, {result.calibration_images:,} calibration images"
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m qdrop.solver.report", description=__doc__)
+    parser.add_argument("exp", type=Path, help="folder of the experiments")
+    exp = parser.parse_args(argv).exp
+    try:
+        text = report(exp)
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        names = ", ".join(field.name for field in fields(Result))
+        print(f"error: {error}; a result.json holds {names}", file=sys.stderr)
+        return 1
+    (exp / "README.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

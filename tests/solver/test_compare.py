@@ -1,0 +1,41 @@
+"""The comparison job: a row per setting, a table, a picture."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from qdrop.config_io import ConfigError, load_config
+from qdrop.solver.compare import METHODS, SETTINGS, compare, draw, main, table
+
+CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
+SHORT = ["quant.recon.iters=2", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]
+
+
+def test_rows_table_and_picture(tmp_path):
+    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 0
+    with Image.open(tmp_path / "comparison.png") as picture:
+        assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
+    assert len(list(tmp_path.glob("*/result.json"))) == 2 * len(SETTINGS)
+
+
+def test_runs_differ_in_bits_and_drop_alone(tmp_path):
+    rows = compare(load_config(CONFIG, SHORT), tmp_path)
+    assert [row.name for row in rows] == ["W4A4", "W3A3", "W2A4", "W2A2"]
+    for row in rows:
+        assert len(row.top1) == len(METHODS)
+        folder = tmp_path / f"{row.name.lower()}-no-drop"
+        assert load_config(folder / "config.resolved.yaml").quant.recon.drop_prob == 1.0
+        assert load_config(tmp_path / f"{row.name.lower()}-qdrop" / "config.resolved.yaml").quant.recon.drop_prob == 0.5
+    console = Console(record=True, width=100)
+    console.print(table(rows, "title"))
+    text = console.export_text()
+    assert all(name in text for name in ("W2A2", "round-to-nearest", "QDrop"))
+    draw(rows, "title", tmp_path / "again.svg")
+    assert "<svg" in (tmp_path / "again.svg").read_text()
+
+
+def test_needs_a_reconstruction(tmp_path):
+    with pytest.raises(ConfigError, match=r"quant\.recon"):
+        compare(load_config(CONFIG, ["quant.recon=null"]), tmp_path)

@@ -1,0 +1,101 @@
+"""The main job on the embedded default: what it writes, what it refuses, that it repeats itself."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from qdrop.config import Config
+from qdrop.config_io import load_config
+from qdrop.quantization.plan import Plan
+from qdrop.solver.main_imagenet import Result, main, run
+
+CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
+SHORT = ["quant.recon.iters=8", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
+
+
+def short(*overrides: str) -> Config:
+    return load_config(CONFIG, [*SHORT, *overrides])
+
+
+def log_lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_complete_folder(tmp_path):
+    result = run(short(), tmp_path)
+    assert Result(**json.loads((tmp_path / "result.json").read_text())) == result
+    assert (result.w_bit, result.a_bit, result.iters, result.calibration_images) == (2, 4, 8, 64)
+    assert result.validation_images == 100
+    assert result.top1_full > 95
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert env["packages"]["torch"] and len(env["weights"]["sha256"]) == 64
+    assert load_config(tmp_path / "config.resolved.yaml") == short()
+    plan = Plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
+    lines = log_lines(tmp_path)
+    assert [line["unit"] for line in lines] == [unit.module for unit in plan.units]
+    for line in lines:
+        assert line["loss_before"] > 0 and line["seconds"] > 0 and line["peak_memory_mb"] > 0
+        assert 0 <= line["flipped"] <= 1
+
+
+def test_a_seeded_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path):
+    runs = [run(short(f"process.seed={seed}"), tmp_path / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    timeless = [
+        [{k: v for k, v in line.items() if k not in ("seconds", "peak_memory_mb")} for line in log_lines(tmp_path / n)]
+        for n in "abc"
+    ]
+    assert timeless[0] == timeless[1]
+    assert timeless[0] != timeless[2]
+    assert runs[0].top1 == runs[1].top1
+
+
+def test_without_reconstruction_it_is_round_to_nearest(tmp_path):
+    result = run(short("quant.recon=null"), tmp_path)
+    assert result.top1 == result.top1_nearest
+    assert result.iters == 0 and result.drop_prob is None
+    assert log_lines(tmp_path) == []
+
+
+def test_weights_only(tmp_path):
+    result = run(short("quant.recon=null", "quant.a_qconfig=null"), tmp_path)
+    assert result.a_bit is None
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert {spec["kind"] for spec in plan["quantizers"]} == {"weight"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["quant.recon.itres=3"], "quant.recon.iters"),
+        (["model.path=/nowhere/w.pth"], "/nowhere/w.pth"),
+        (["model.type=digits_resnot"], "digits_resnet"),
+        (["data.type=imagenet"], "data.path"),
+        (["quant.calibrate=5000"], "5000"),
+        (["quant.overrides[layer9.*].w_bit=4"], "layer9.*"),
+        (["model.kwargs.num_classes=7", "model.path=null"], "7"),
+        (["process.out=/proc/none"], "/proc/none"),
+    ],
+)
+def test_a_mistake_is_told_in_words_and_fails(overrides, told, tmp_path, caplog):
+    out = [] if any(o.startswith("process.out") for o in overrides) else [f"process.out={tmp_path}"]
+    with caplog.at_level("ERROR"):
+        assert main(["--config", str(CONFIG), *SHORT, *out, *overrides]) == 1
+    assert told in caplog.text
+    assert "Traceback" not in caplog.text
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_main_runs_and_logs(tmp_path):
+    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 0
+    assert "top-1" in (tmp_path / "run.log").read_text()
+    assert json.loads((tmp_path / "result.json").read_text())["model"] == "digits_resnet"
+
+
+def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tmp_path):
+    first = run(short("quant.recon=null"), tmp_path)
+    broken = replace(short(), model=replace(short().model, type="resnet20", path=None))
+    with pytest.raises(Exception, match="channels"):
+        run(broken, tmp_path)
+    assert asdict(first) and not (tmp_path / "result.json").exists()

@@ -1,0 +1,115 @@
+"""The notebook API: one call, any traceable model, any iterable of images."""
+
+import pytest
+import torch
+from torch import nn
+
+import qdrop
+from qdrop.config import QuantConfig
+from qdrop.config_io import ConfigError
+from qdrop.quantization.state import quantizers
+
+RECON = {"a_qconfig": {"bit": 4}, "w_qconfig": {"bit": 2}, "recon": {"iters": 5, "batch_size": 8}}
+
+
+class Small(nn.Module):
+    """A stem, a residual block, a head, written the functional way."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = Block()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.block(torch.relu(self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.b(torch.relu(self.a(x)))) + x)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_quantizes_and_leaves_the_model_alone(model, images):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = model(images)
+    quantized, report = qdrop.quantize(model, images, RECON)
+    assert [unit.unit for unit in report.units] == ["stem", "block", "head"]
+    assert torch.equal(model(images), expected)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    out = quantized(images)
+    assert 0 < (out - expected).abs().max() < expected.abs().max()
+    assert all(quantizer.active for quantizer in quantizers(quantized))
+
+
+def test_images_batches_and_labelled_batches_are_the_same(model, images):
+    forms = [images, images.split(10), [(batch, torch.zeros(len(batch))) for batch in images.split(8)]]
+    outs = [qdrop.quantize(model, form, RECON)[0](images) for form in forms]
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+
+
+def test_takes_a_generator_and_no_more_of_it_than_it_needs(model, images):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield images[:8]
+
+    qdrop.quantize(model, endless(), RECON | {"calibrate": 20})
+    assert len(taken) == 3
+
+
+def test_a_dict_without_recon_rounds_to_nearest(model, images):
+    _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 3}})
+    assert report.units == ()
+    assert {spec.bit for spec in report.plan.quantizers if spec.kind == "weight"} == {8, 3}
+
+
+def test_takes_a_quant_config(model, images):
+    quantized, _ = qdrop.quantize(model, images, QuantConfig(a_qconfig=None))
+    assert len(quantizers(quantized)) == 4
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_too_few_images(model, images, count):
+    with pytest.raises(ValueError, match=rf"{count} calibration images.*8"):
+        qdrop.quantize(model, images[:count], RECON)
+    with pytest.raises(ValueError, match="0 calibration images"):
+        qdrop.quantize(model, [], RECON)
+
+
+def test_an_unknown_key_is_named(model, images):
+    with pytest.raises(ConfigError, match=r"w_qconfig\.bits.*bit"):
+        qdrop.quantize(model, images, {"w_qconfig": {"bits": 3}})
+
+
+def test_images_that_are_not_finite(model, images):
+    images[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        qdrop.quantize(model, images, RECON)
+
+
+def test_the_quantized_model_keeps_its_learned_integers_in_its_state_dict(model, images):
+    quantized, _ = qdrop.quantize(model, images, RECON)
+    again, _ = qdrop.quantize(model, images, RECON | {"recon": None})
+    assert not torch.equal(again(images), quantized(images))
+    again.load_state_dict(quantized.state_dict())
+    assert torch.equal(again(images), quantized(images))
