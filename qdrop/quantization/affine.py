@@ -98,7 +98,7 @@ class _FakeQuantize(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slope_x, slope_scale, scale = ctx.saved_tensors
         grad_x = grad * slope_x
         grad_scale = grad_zero_point = None
@@ -135,5 +135,5 @@ def fake_quantize(
     Returns:
         The rounded values, shape of `x`.
     """
-    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)  # type: ignore[no-untyped-call]
+    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)
     return out

@@ -11,7 +11,7 @@ from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
 class QuantizedModule(nn.Module):
     """A weighted layer with a quantizer for its weight; mixed into one class per layer type."""
 
-    weight: nn.Parameter
+    weight: Tensor
     weight_quantizer: FakeQuantize
 
     @classmethod

@@ -128,7 +128,7 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
         ends = _one_sided_ends(lo, hi, symmetric)
         zero_points = [0]
 
-        def candidate(width: Tensor, _: Tensor) -> Range:
+        def candidate(width: Tensor, zero_point: Tensor) -> Range:
             return ends[0][:, None] * width / WIDTHS, ends[1][:, None] * width / WIDTHS
     else:
         full = (hi - lo)[:, None]

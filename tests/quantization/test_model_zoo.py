@@ -53,8 +53,8 @@ SLOW = [
 ]  # fmt: skip
 NOT_A_LAYER = "not a convolution or linear layer"
 REFUSED = {
-    "torchvision/densenet121": "cannot fold 'features.denseblock1.denselayer1.norm1' (BatchNorm2d): it follows"
-    f" cat in 'features.denseblock1.denselayer1', {NOT_A_LAYER}",
+    "torchvision/densenet121": "cannot fold 'features.denseblock1.denselayer1.norm1' (BatchNorm2d): it"
+    f" follows cat in 'features.denseblock1.denselayer1', {NOT_A_LAYER}",
     "torchvision/vit_b_16": "'encoder.layers.encoder_layer_0.self_attention' (MultiheadAttention) holds a"
     " weight but is none of Conv2d, Conv1d, Linear; it cannot be quantized yet",
     "torchvision/swin_t": "shifted_window_attention in 'features.1.0.attn' computes its weight on the fly;"
@@ -94,7 +94,7 @@ PASSING_FUNCTIONS = {
 def with_statistics(model: nn.Module) -> nn.Module:
     """`model` in evaluation mode, each BN with statistics and parameters of its own.
 
-    The weights stay as the library draws them: with larger ones the rounding errors of a deep network explode.
+    The weights stay as the library draws them: with larger ones rounding errors explode in a deep network.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,0 +1,266 @@
+import json
+
+import pytest
+import torch
+from golden import GOLDEN_MODELS, load_fixture
+from networks import NETWORKS, UNet, bits, filled, images, network, planned
+from torch import nn
+
+from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
+from qdrop.models import build_model
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import Plan, PlanError, make_plan
+
+STEM = ["stem.0 w8", "stem.0 a4"]
+HEAD = ["head w8"]
+
+# Each network's quantizers as "name kind+bits", and its units as "path weights+activations".
+EXPECTED = {
+    "residual": (
+        [
+            *STEM,
+            *("body.0.conv1 w2", "body.0.conv1 a4", "body.0.conv2 w2", "body.0.add a4"),
+            *("body.1.conv1 w2", "body.1.conv1 a4", "body.1.conv2 w2", "body.1.add a8"),
+            *HEAD,
+        ],
+        ["stem.0 layer 1+1", "body.0 block 2+2", "body.1 block 2+2", "head layer 1+0"],
+    ),
+    "concat": (
+        [*STEM, "body.0.a.0 w2", "body.0.a.0 a8", "body.0.b.0 w2", "body.0.b.0 a8", *HEAD],
+        ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"],
+    ),
+    "squeeze": (
+        [
+            *STEM,
+            *("body.0.conv.0 w2", "body.0.conv.0 a4", "body.0.down w2", "body.0.down a4"),
+            *("body.0.up w2", "body.0.up a4", "body.0.mul a8"),
+            *HEAD,
+        ],
+        ["stem.0 layer 1+1", "body.0 block 3+4", "head layer 1+0"],
+    ),
+    "fork": (  # conv1 is quantized for conv2, though it also goes into the add
+        [*STEM, "body.0.conv1.0 w2", "body.0.conv1.0 a4", "body.0.conv2.0 w2", "body.0.add a8", *HEAD],
+        ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"],
+    ),
+    "chain": (  # neither branch nor the inner sum
+        [*STEM, "body.0.a.0 w2", "body.0.b.0 w2", "body.0.add_1 a8", *HEAD],
+        ["stem.0 layer 1+1", "body.0 block 2+1", "head layer 1+0"],
+    ),
+    "preactivation": (  # the sum feeds the ReLU of the next block and its add: quantized once, at the sum
+        [
+            *STEM,
+            *("body.0.conv1.0 w2", "body.0.conv1.0 a4", "body.0.conv2.0 w2", "body.0.add a4"),
+            *("body.1.conv1.0 w2", "body.1.conv1.0 a4", "body.1.conv2.0 w2", "body.1.add a8"),
+            *HEAD,
+        ],
+        ["stem.0 layer 1+1", "body.0 block 2+2", "body.1 block 2+2", "head layer 1+0"],
+    ),
+    "unet": (
+        [
+            *STEM,
+            *("encoder.conv1 w2", "encoder.conv1 a4", "encoder.conv2 w2", "encoder.add a4"),
+            *("decoder.conv1.0 w2", "decoder.conv1.0 a4", "decoder.conv2.0 w2", "decoder.conv2.0 a8"),
+            *HEAD,
+        ],
+        [
+            *("stem.0 layer 1+1", "encoder block 2+2", "decoder.conv1.0 layer 1+1", "decoder.conv2.0 layer 1+1"),
+            "head layer 1+0",
+        ],
+    ),
+    "wrapper": (
+        [
+            *("network.stem.0 w8", "network.stem.0 a4", "network.body.0.conv1 w2", "network.body.0.conv1 a4"),
+            *("network.body.0.conv2 w2", "network.body.0.add a8", "network.head w8"),
+        ],
+        ["network.stem.0 layer 1+1", "network.body.0 block 2+2", "network.head layer 1+0"],
+    ),
+}
+
+
+def described(plan):
+    quantizers = [f"{s.name.rpartition('.')[0]} {s.kind[0]}{s.bit}" for s in plan.quantizers]
+    units = [f"{u.module} {u.kind} {u.weights}+{u.activation_quantizers}" for u in plan.units]
+    return quantizers, units
+
+
+def bits_of(plan):
+    return dict(line.rsplit(" ", 1) for line in reversed(described(plan)[0]) if " w" in line), dict(
+        line.rsplit(" ", 1) for line in described(plan)[0] if " a" in line
+    )
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return trace(network("residual"), images(2))
+
+
+# ---- golden plans ----
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_golden(name):
+    expected = load_fixture("quantizer_plans")[name]
+    model = build_model(GOLDEN_MODELS[name]).eval()
+    plan = make_plan(trace(model, torch.zeros(1, 3, 224, 224)), bits(2, 4))
+    quantizers = [{"kind": str(s.kind), "bit": s.bit, "shape": list(s.shape)} for s in plan.quantizers]
+    assert quantizers == expected["quantizers_in_execution_order"]
+    units = [
+        {"module": u.module, "kind": u.kind, "weights": u.weights, "activation_quantizers": u.activation_quantizers}
+        for u in plan.units
+    ]
+    assert units == expected["units"]
+    assert plan.notes == ()
+
+
+# ---- small networks ----
+
+
+def test_every_small_network_is_told():
+    assert EXPECTED.keys() == NETWORKS.keys()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_small_networks(name):
+    quantizers, units = described(planned(network(name))[1])
+    assert quantizers == EXPECTED[name][0]
+    assert units == EXPECTED[name][1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_is_in_one_unit(name):
+    plan = planned(network(name))[1]
+    nodes = [node for unit in plan.units for node in unit.nodes]
+    assert len(nodes) == len(set(nodes))
+    assert {s.node for s in plan.quantizers} <= set(nodes)
+    names = [s.name for s in plan.quantizers]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layer_granularity(name):
+    plan = planned(network(name), granularity="layer")[1]
+    assert {unit.kind for unit in plan.units} == {"layer"}
+    weighted = [s.name.removesuffix(".weight_quantizer") for s in plan.quantizers if s.kind == "weight"]
+    assert [unit.module for unit in plan.units] == weighted
+    assert described(plan)[0] == EXPECTED[name][0]
+    assert plan.notes == ()
+
+
+def test_block_that_reads_two_values_is_noted():
+    (note,) = planned(filled(UNet()))[1].notes
+    assert note == "block 'decoder' reads 2 values: its layers are reconstructed one by one"
+
+
+def test_image_and_output_are_not_quantized():
+    model = filled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()))
+    assert described(planned(model)[1])[0] == ["0 w8", "0 a8", "2 w8"]
+
+
+def test_a_single_layer():
+    quantizers, units = described(planned(filled(nn.Sequential(nn.Conv2d(3, 4, 1))))[1])
+    assert quantizers == ["0 w8"] and units == ["0 layer 1+0"]
+
+
+def test_shapes():
+    shapes = {s.name: s.shape for s in planned(network("residual"))[1].quantizers}
+    assert shapes["stem.0.weight_quantizer"] == (6, 3, 3, 3)
+    assert shapes["stem.0.output_quantizer"] == (6, 8, 8)
+    assert shapes["head.weight_quantizer"] == (5, 6)
+
+
+def test_channels_of_a_per_channel_activation(graph):
+    plan = make_plan(graph, QuantConfig(a_qconfig=ActivationQConfig(ch_axis=1)))
+    assert {s.channels for s in plan.quantizers if s.kind == "activation"} == {6}
+
+
+# ---- configuration ----
+
+
+def test_first_and_last_layer(graph):
+    weights, activations = bits_of(make_plan(graph, bits(3, 3)))
+    assert (weights["stem.0"], weights["head"], weights["body.0.conv1"]) == ("w8", "w8", "w3")
+    assert (activations["body.1.add"], activations["body.0.add"]) == ("a8", "a3")
+    weights, activations = bits_of(make_plan(graph, bits(3, 3, first_w_bit=5, last_w_bit=6, last_a_bit=7)))
+    assert (weights["stem.0"], weights["head"], activations["body.1.add"]) == ("w5", "w6", "a7")
+    weights, activations = bits_of(make_plan(graph, bits(3, 3, first_w_bit=None, last_w_bit=None, last_a_bit=None)))
+    assert {*weights.values(), *activations.values()} == {"w3", "a3"}
+
+
+def test_activations_left_alone(graph):
+    plan = make_plan(graph, bits(2, None))
+    assert {str(s.kind) for s in plan.quantizers} == {"weight"}
+    assert [u.activation_quantizers for u in plan.units] == [0, 0, 0, 0]
+    assert [u.module for u in plan.units] == ["stem.0", "body.0", "body.1", "head"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ({"body.0.conv1": {"w_bit": 4}}, {"body.0.conv1 w4"}),
+        ({"body.0": {"w_bit": 4}}, {"body.0.conv1 w4", "body.0.conv2 w4"}),
+        ({"body.*.conv2": {"w_bit": 5}}, {"body.0.conv2 w5", "body.1.conv2 w5"}),
+        ({"body.1": {"a_bit": 6}}, {"body.1.conv1 a6", "body.1.add a6"}),
+        ({"body.1.conv1": {"w_bit": 4, "a_bit": 6}}, {"body.1.conv1 w4", "body.1.conv1 a6"}),
+        ({"stem.0": {"w_bit": 4}}, {"stem.0 w4"}),  # stronger than first_w_bit
+        ({"head": {"w_bit": 2}}, {"head w2"}),
+        ({"body.0": {"w_bit": 4}, "body.0.conv1": {"w_bit": 3}}, {"body.0.conv1 w3", "body.0.conv2 w4"}),
+        ({"body.[01].conv2": {"w_bit": 8}}, {"body.0.conv2 w8", "body.1.conv2 w8"}),
+    ],
+)
+def test_overrides(graph, overrides, changed):
+    config = bits(2, 4, overrides={k: LayerBits(**v) for k, v in overrides.items()})
+    before, after = (set(described(make_plan(graph, c))[0]) for c in (bits(2, 4), config))
+    assert after - before == changed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "override", "near"),
+    [
+        ("bodi.0.conv1", {"w_bit": 4}, "body.0.conv1"),
+        ("body.0.conv2", {"a_bit": 4}, "body.0.conv1"),  # its output goes straight into the add
+        ("layer7", {"w_bit": 4}, "weight"),
+        ("BODY.0", {"w_bit": 4}, "weight"),
+    ],
+)
+def test_override_that_matches_nothing(graph, pattern, override, near):
+    with pytest.raises(PlanError) as caught:
+        make_plan(graph, bits(2, 4, overrides={pattern: LayerBits(**override)}))
+    assert f"'{pattern}'" in str(caught.value) and near in str(caught.value)
+
+
+def test_quantizer_names_and_settings_come_from_the_config(graph):
+    config = QuantConfig(
+        w_qconfig=WeightQConfig("FixedFakeQuantize", "MinMaxObserver", symmetric=True),
+        a_qconfig=ActivationQConfig("LSQPlusFakeQuantize", "AvgMSEFastObserver"),
+    )
+    settings = {(str(s.kind), s.quantizer, s.observer, s.symmetric) for s in make_plan(graph, config).quantizers}
+    assert settings == {
+        ("weight", "FixedFakeQuantize", "MinMaxObserver", True),
+        ("activation", "LSQPlusFakeQuantize", "AvgMSEFastObserver", False),
+    }
+
+
+# ---- plain data ----
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_survives_json(name):
+    plan = planned(network(name))[1]
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    assert again.quantizers[0].kind is plan.quantizers[0].kind
+
+
+def test_is_the_same_every_time():
+    assert planned(network("squeeze", 0))[1] == planned(network("squeeze", 1), example=images(1))[1]
+
+
+def test_reads_well():
+    lines = str(planned(filled(UNet()))[1]).splitlines()
+    assert len(lines) == 1 + 5 + 11 + 1
+    assert [lines[0].split()[i] for i in (0, -1)] == ["unit", "shape"]
+    assert lines[1].split() == ["stem.0", "layer", "1w", "1a"]
+    assert lines[2].split() == ["stem.0.weight_quantizer", "weight", "8", "6x3x3x3"]
+    assert lines[4].split() == ["encoder", "block", "2w", "2a"]
+    assert lines[-1].startswith("note: block 'decoder'")
+    assert max(len(line) for line in lines[:-1]) < 100
