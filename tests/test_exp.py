@@ -1,13 +1,19 @@
 """The experiments: every config says what its folder promises, every run.sh works from anywhere."""
 
+import functools
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from qdrop.config_io import load_config
+from qdrop.models import build_model
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import make_plan
+from qdrop.quantization.spec import Kind
 
 EXP = Path(__file__).parents[1] / "exp"
 BITS = {"w4a4": (4, 4), "w2a4": (2, 4), "w3a3": (3, 3), "w2a2": (2, 2)}
@@ -103,3 +109,21 @@ def test_run_script_tells_how_to_install(tmp_path):
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == f"{python} cannot import qdrop; install it first: pip install -e {EXP.parent}\n"
+
+
+@functools.cache
+def graph_of(model_type, size):
+    """The traced network; its weights do not matter here."""
+    return trace(build_model(model_type), torch.zeros(2, 3, size, size))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_config_builds_its_model_and_plan(folder):
+    config = load_config(EXP / folder / "config.yaml")
+    plan = make_plan(graph_of(config.model.type, min(config.data.input_size, 64)), config.quant)
+    inner = [spec for spec in plan.quantizers if spec.bit != 8]
+    assert {spec.bit for spec in inner if spec.kind is Kind.WEIGHT} == {config.quant.w_qconfig.bit}
+    assert {spec.bit for spec in inner if spec.kind is Kind.ACTIVATION} == {config.quant.a_qconfig.bit}
+    assert [spec.kind for spec in plan.quantizers if spec.bit == 8] == [Kind.WEIGHT, Kind.ACTIVATION, Kind.WEIGHT]
+    assert sum(unit.weights for unit in plan.units) == sum(spec.kind is Kind.WEIGHT for spec in plan.quantizers)
+    assert plan.notes == ()

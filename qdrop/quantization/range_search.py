@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from qdrop.quantization.affine import MIN_SCALE, scale_from_range
+from qdrop.quantization.affine import scale_from_range
 
 NORM = 2.4
 """Exponent of the error, as in the published method; between least squares and robustness to clipping."""
@@ -123,43 +123,36 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
     Returns:
         Lower and upper ends `[C]`, `[C]`.
     """
-    lo, hi = points.lo, points.hi
-    if symmetric or _one_sided(points):
-        ends = _one_sided_ends(lo, hi, symmetric)
-        zero_points = [0]
-
-        def candidate(width: Tensor, zero_point: Tensor) -> Range:
-            return ends[0][:, None] * width / WIDTHS, ends[1][:, None] * width / WIDTHS
-    else:
-        full = (hi - lo)[:, None]
-        zero_points = list(range(qmin, qmax + 1))
-
-        def candidate(width: Tensor, zero_point: Tensor) -> Range:
-            span = full * width / WIDTHS
-            low = -(zero_point - qmin) * span / (qmax - qmin)
-            return low, low + span
+    candidate, zero_points = _candidates(points, qmin, qmax, symmetric)
 
     def error(on: Points, width: Tensor, zero_point: Tensor) -> Tensor:
-        return rounding_error(on, *candidate(width, zero_point), qmin, qmax, symmetric)
+        return rounding_error(on, *candidate(width / WIDTHS, zero_point), qmin, qmax, symmetric)
 
     rough = partial(error, points.summary())
     levels = _levels(points, len(zero_points))
-    width, zero_point = _zoom(rough, partial(error, points), levels, len(lo), zero_points, lo.device)
-    low, high = candidate(width, zero_point)
+    rows, device = len(points.values), points.values.device
+    width, zero_point = _zoom(rough, partial(error, points), levels, rows, zero_points, device)
+    low, high = candidate(width / WIDTHS, zero_point)
     return low[:, 0], high[:, 0]
 
 
-def _one_sided(points: Points) -> bool:
-    """Whether the whole tensor lies on one side of zero."""
-    return bool((points.lo >= 0).all() or (points.hi <= 0).all())
+def _candidates(
+    points: Points, qmin: int, qmax: int, symmetric: bool
+) -> tuple[Callable[[Tensor, Tensor], Range], list[int]]:
+    """Ranges by width, a fraction of the widest, and zero point (both `[C, K]`); and the zero points there are."""
+    lo, hi = points.lo[:, None], points.hi[:, None]
+    if symmetric:
+        hi = torch.maximum(-lo, hi)
+        lo = -hi
+    if symmetric or (lo >= 0).all() or (hi <= 0).all():  # judged on the whole tensor
+        return (lambda width, _: (lo * width, hi * width)), [0]
 
+    def two_sided(width: Tensor, zero_point: Tensor) -> Range:
+        span = (hi - lo) * width
+        low = -(zero_point - qmin) * span / (qmax - qmin)
+        return low, low + span
 
-def _one_sided_ends(lo: Tensor, hi: Tensor, symmetric: bool) -> Range:
-    """Widest candidate `[C]`, `[C]`: symmetric, or from zero to the only end there is."""
-    if not symmetric:
-        return lo, hi
-    end = torch.maximum(-lo, hi)
-    return -end, end
+    return two_sided, list(range(qmin, qmax + 1))
 
 
 def _levels(points: Points, zero_points: int) -> list[tuple[int, int]]:
@@ -218,49 +211,40 @@ def _least(errors: Tensor, grid: Tensor, count: int) -> Tensor:
     return grid.gather(1, choice[..., None].expand(-1, -1, 2))
 
 
-def golden_search(points: Points, qmin: int, qmax: int, symmetric: bool, rounds: int = 3) -> Range:
-    """Range with the least error by golden-section search on one end at a time.
+def golden_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
+    """Range with the least error by golden-section search for the width, for each of some 16 zero points.
 
-    Far fewer evaluations than the grid and a continuous answer; it trusts that the error has one valley
-    along each end.
+    Fewer evaluations than the grid and widths in between its steps; it trusts that the error has one valley
+    along the width of a zero point.
 
     Args:
         points: Values `[C, n]`.
         qmin: Smallest integer.
         qmax: Largest integer.
         symmetric: Zero point fixed at 0.
-        rounds: How often to return to each end, where both can move.
 
     Returns:
         Lower and upper ends `[C]`, `[C]`.
     """
-    lo, hi = points.lo, points.hi
-    if symmetric or _one_sided(points):
-        ends = _one_sided_ends(lo, hi, symmetric)
-        best = _golden(lambda f: _errors(points, ends[0] * f, ends[1] * f, qmin, qmax, symmetric), lo)
-        return ends[0] * best, ends[1] * best
-    low, high = lo, hi
-    for _ in range(rounds):
-        high = hi * _golden(lambda f: _errors(points, low, hi * f, qmin, qmax, symmetric), lo)  # noqa: B023
-        low = lo * _golden(lambda f: _errors(points, lo * f, high, qmin, qmax, symmetric), lo)  # noqa: B023
-    return low, high
+    candidate, zero_points = _candidates(points, qmin, qmax, symmetric)
+    some = torch.tensor(zero_points[:: max(1, len(zero_points) // 16)], device=points.values.device)
+    zero_point = some.expand(len(points.values), -1)  # [C, Z]
+
+    def error(width: Tensor) -> Tensor:
+        return rounding_error(points, *candidate(width, zero_point), qmin, qmax, symmetric)
+
+    width = _golden(error, torch.ones_like(zero_point, dtype=points.values.dtype))
+    best = error(width).argmin(1, keepdim=True)
+    low, high = candidate(width.gather(1, best), zero_point.gather(1, best))
+    return low[:, 0], high[:, 0]
 
 
-def _errors(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> Tensor:
-    """Error `[C]` of one range per row."""
-    hi = torch.maximum(hi, lo + MIN_SCALE)
-    return rounding_error(points, lo[:, None], hi[:, None], qmin, qmax, symmetric)[:, 0]
-
-
-def _golden(error: Callable[[Tensor], Tensor], like: Tensor, steps: int = 14) -> Tensor:
-    """Fraction in (0, 1] `[C]` that minimises `error(fraction) -> [C]`, each row on its own."""
+def _golden(error: Callable[[Tensor], Tensor], widest: Tensor, steps: int = 14) -> Tensor:
+    """The `x` up to `widest`, any shape, with the least `error(x)` of that shape, each element on its own."""
     ratio = (math.sqrt(5) - 1) / 2
-    left, right = torch.full_like(like, 1 / WIDTHS), torch.ones_like(like)
-    inner, outer = right - ratio * (right - left), left + ratio * (right - left)
-    error_inner, error_outer = error(inner), error(outer)
+    left, right = widest / WIDTHS, widest
     for _ in range(steps):
-        shrink = error_inner < error_outer
-        left, right = torch.where(shrink, left, inner), torch.where(shrink, outer, right)
         inner, outer = right - ratio * (right - left), left + ratio * (right - left)
-        error_inner, error_outer = error(inner), error(outer)
+        shrink = error(inner) < error(outer)
+        left, right = torch.where(shrink, left, inner), torch.where(shrink, outer, right)
     return (left + right) / 2

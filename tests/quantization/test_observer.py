@@ -65,11 +65,13 @@ def test_growing_range_keeps_what_was_seen():
 @pytest.mark.parametrize("name", ["MinMaxObserver", "MSEObserver", "MSEFastObserver"])
 @pytest.mark.parametrize("relu", [False, True])
 def test_does_not_depend_on_the_batch_size(name, relu):
+    """Bins end elsewhere; a continuous search moves along a flat valley by a little."""
     everything = torch.cat(batches(relu=relu))
     one = observed(name, [everything])
+    tolerance = 5e-3 if name in FAST else 2e-4
     for size in (1, 5, 16):
         split = observed(name, everything.split(size))
-        assert [v.item() for v in split] == pytest.approx([v.item() for v in one], rel=2e-4, abs=1e-6)
+        assert [v.item() for v in split] == pytest.approx([v.item() for v in one], rel=tolerance, abs=1e-6)
 
 
 def test_min_max():

@@ -33,9 +33,11 @@ def test_computes_with_the_rounded_weight(layer, shape, quantizer):
     x, quantized = torch.randn(shape), twin(layer, quantizer)
     quantized.calibrate_weight()
     quantized.weight_quantizer.active = True
-    weight = quantized.quantized_weight()
-    assert all(len(row.unique()) <= 4 for row in weight)
-    assert not torch.equal(weight, layer.weight)
+    weight, grid = quantized.quantized_weight(), quantized.weight_quantizer
+    scale, zero_point = grid.scale.detach(), grid.zero_point.int()
+    nearest = torch.fake_quantize_per_channel_affine(layer.weight, scale, zero_point, 0, 0, 3)
+    torch.testing.assert_close(weight, nearest)
+    assert all(1 < len(row.unique()) <= 4 for row in weight)
     kept = layer.weight.data
     try:
         layer.weight.data = weight.detach()

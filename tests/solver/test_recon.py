@@ -163,6 +163,24 @@ def test_first_steps_are_those_of_adam():
         assert step == pytest.approx(-4e-5 * quantizer.scale.grad.sign().item(), rel=0.05)
 
 
+def test_rate_of_the_scales_falls_to_zero_by_a_cosine():
+    """The step of a scale at iteration t is at most that of Adam with scale_lr * (1 + cos(pi t/T)) / 2."""
+    unit, inputs, target = a_unit()
+    (scale, *_) = (q.scale for q in quantizers(unit, Kind.ACTIVATION))
+    seen = [scale.item()]
+    config = replace(CONFIG, iters=50, scale_lr=1e-3, drop_prob=1.0)
+    same = iter([torch.arange(8)] * 50)  # all images: a steady gradient, so that Adam's steps are the rate
+
+    def watch(step):
+        seen.append(scale.item())
+
+    reconstruct_unit(unit, inputs, target, config, torch.Generator(), same, watch)
+    steps = torch.tensor(seen).diff().abs()
+    rates = 1e-3 * (1 + torch.cos(math.pi * torch.arange(50) / 50)) / 2
+    assert steps[0].item() == pytest.approx(1e-3, rel=0.01)
+    assert (steps <= 1.1 * rates + 1e-6).all()
+
+
 def test_watched_losses():
     unit, inputs, target = a_unit()
     steps = []
