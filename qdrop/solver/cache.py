@@ -1,14 +1,12 @@
 """Values on their way through the units: each is kept from where it is written to its last reader."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qdrop.quantization.convert import Segment, reads
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class ActivationCache:
 
 
 @torch.no_grad()
-def run_all(module: nn.Module, inputs: tuple[Tensor, ...], batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
+def run_all(module: nn.Module, inputs: Sequence[Tensor], batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
     """Run `module` over all calibration images in batches; results stay where the inputs are.
 
     Args:

@@ -7,7 +7,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -183,21 +183,18 @@ def reconstruct(
     for index, part in enumerate(parts):
         started = time.perf_counter()
         inputs = [cache[name] for name in part.inputs]
-        full = _run(part, tuple(pair.full for pair in inputs), config, device, quantized=False)
-        report = None
-        if part.unit is not None:
-            before = _distance(part, inputs[0].quantized, full[0], config, device)
-            flipped = _reconstruct_part(
-                part, inputs[0], full[0], config, unit_generator(seed, part.name, device), watch
-            )
-        quantized = _run(part, tuple(pair.quantized for pair in inputs), config, device, quantized=True)
-        if part.unit is not None:
-            after = _loss_over(quantized[0], full[0])
-            seconds = time.perf_counter() - started
-            report = UnitReport(part.name, part.unit.kind, before, after, flipped, seconds)
-        cache.advance(index, part, full, quantized)
-        if report is not None:
-            yield report
+        full = _run(part, [pair.full for pair in inputs], config, device, quantized=False)
+        if part.unit is None:
+            rounded = _run(part, [pair.quantized for pair in inputs], config, device, quantized=True)
+            cache.advance(index, part, full, rounded)
+            continue
+        before = _distance(part, inputs[0].quantized, full[0], config, device)
+        generator = unit_generator(seed, part.name, device)
+        flipped = _reconstruct_part(part, inputs[0], full[0], config, generator, watch)
+        rounded = _run(part, [inputs[0].quantized], config, device, quantized=True)
+        after = _loss_over(rounded[0], full[0], config.batch_size)
+        cache.advance(index, part, full, rounded)
+        yield UnitReport(part.name, part.unit.kind, before, after, flipped, time.perf_counter() - started)
 
 
 def _reconstruct_part(
@@ -216,8 +213,9 @@ def _reconstruct_part(
 
 
 def _run(
-    part: Segment, inputs: tuple[Tensor, ...], config: ReconConfig, device: torch.device, quantized: bool
+    part: Segment, inputs: Sequence[Tensor], config: ReconConfig, device: torch.device, quantized: bool
 ) -> tuple[Tensor, ...]:
+    """What a segment writes for all images, with its quantizers on or off."""
     with quantizing(part.module, weights=quantized, activations=quantized):
         return run_all(part.module, inputs, config.batch_size, device)
 
@@ -234,7 +232,7 @@ def _distance(part: Segment, quantized: Tensor, full: Tensor, config: ReconConfi
     return total / len(full)
 
 
-def _loss_over(out: Tensor, target: Tensor, batch_size: int = 64) -> float:
+def _loss_over(out: Tensor, target: Tensor, batch_size: int) -> float:
     """Reconstruction loss between two cached outputs `[N, C, ...]`."""
     parts = zip(out.split(batch_size), target.split(batch_size), strict=True)
     return sum(float(reconstruction_loss(o, t)) * len(o) for o, t in parts) / len(out)
