@@ -106,6 +106,8 @@ class ReconConfig:
     full-precision value is used. The name is that of the published configs."""
     input_prob: Fraction | None = None
     """Probability of KEEPING the quantized value at a unit's input (1.0: never drop); null: as drop_prob."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the iteration of a unit; auto: where that saves more time than it takes."""
     granularity: Literal["block", "layer"] = "block"
     """A unit is a residual block (or a layer outside any), or always a single layer."""
 

@@ -9,26 +9,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Generator, Tensor, fx, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from qdrop.config import ReconConfig
 from qdrop.quantization.convert import Segment, segments
-from qdrop.quantization.fake_quant import Drop
+from qdrop.quantization.drop import draw_seeds
 from qdrop.quantization.plan import Plan
-from qdrop.quantization.state import (
-    adarounds,
-    dropping,
-    learning_rounding,
-    quantized_modules,
-    quantizers,
-    quantizing,
-)
+from qdrop.quantization.state import dropping, learning_rounding, quantized_modules, quantizers, quantizing
 from qdrop.solver.cache import ActivationCache, Pair, run_all
-from qdrop.solver.loss import RoundingLoss, reconstruction_loss
+from qdrop.solver.loss import RoundingSchedule, reconstruction_loss
+from qdrop.solver.step import Compiler, Inputs, UnitLoss, masks_needed
 
 CHECK_EVERY = 100
 """Iterations between two readings of the loss: each waits for the device."""
@@ -46,8 +41,8 @@ class Step:
     """1 to the number of iterations."""
     reconstruction: Tensor
     """Reconstruction loss, a scalar still on the device."""
-    rounding: Tensor | None
-    """Rounding loss, likewise; None while it is off."""
+    rounding: Tensor
+    """Rounding loss, likewise; 0 while it is off."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +66,13 @@ class UnitReport:
 Watcher = Callable[[Step], None]
 
 
-def unit_generator(seed: int, unit: str, device: torch.device) -> torch.Generator:
+def unit_generator(seed: int, unit: str, device: torch.device) -> Generator:
     """The randomness of one unit: depends on the seed and the unit's name and on nothing else."""
     digest = hashlib.sha256(f"{seed}:{unit}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Generator) -> Iterator[Tensor]:
+def draw_batches(count: int, batch_size: int, iters: int, generator: Generator) -> Iterator[Tensor]:
     """Indices `[batch_size]` into `count` cached values for each iteration, drawn with replacement."""
     for _ in range(iters):
         yield torch.randint(count, (batch_size,), generator=generator, device=generator.device)
@@ -88,9 +83,10 @@ def reconstruct_unit(
     inputs: Pair,
     target: Tensor,
     config: ReconConfig,
-    generator: torch.Generator,
+    generator: Generator,
     batches: Iterator[Tensor] | None = None,
     watch: Watcher | None = None,
+    compiler: Compiler | None = None,
 ) -> float:
     """Learn the rounding and the activation scales of one calibrated unit.
 
@@ -102,6 +98,7 @@ def reconstruct_unit(
         generator: Source of the batches and the drop, on the unit's device.
         batches: Index tensors to use instead of random ones, at least as many as iterations.
         watch: Called after each iteration.
+        compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
 
     Returns:
         Share of the weights, 0 to 1, that are not rounded to the nearest.
@@ -109,43 +106,56 @@ def reconstruct_unit(
     Raises:
         ReconstructionError: If the loss is not finite.
     """
-    device, home = generator.device, target.device
-    roundings = adarounds(unit)
+    loss = UnitLoss(unit, config)
+    roundings = [r.alpha for r in loss.roundings]
     grids = [q for q in quantizers(unit) if q.learned()]
     scales = [parameter for quantizer in grids for parameter in quantizer.learned()]
-    rounding_loss = RoundingLoss(config.weight, config.warm_up, config.b_range, config.iters)
     optimizers = [
-        Adam(parameters, lr=rate)
-        for parameters, rate in (([r.alpha for r in roundings], config.round_lr), (scales, config.scale_lr))
+        Adam(parameters, lr=rate, fused=True)
+        for parameters, rate in ((roundings, config.round_lr), (scales, config.scale_lr))
         if parameters
     ]
-    schedule = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
-    drop = Drop(config.drop_prob, generator)
-    input_drop = drop if config.input_prob is None else Drop(config.input_prob, generator)
+    decay = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
+    rounding = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
     batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
+    work = _inputs(batches, inputs, target, rounding, masks_needed(unit), generator)
+    compiler = Compiler(config.compile) if compiler is None else compiler
 
-    with quantizing(unit), dropping(unit, drop), learning_rounding(unit):
-        for iteration in range(1, config.iters + 1):
-            chosen = next(batches).to(home)
-            full, quantized = inputs.full[chosen].to(device), inputs.quantized[chosen].to(device)
-            out = unit(input_drop.mix(quantized, full))  # [B, C', ...]
-            error = reconstruction_loss(out, target[chosen].to(device))
-            penalty = rounding_loss(roundings, iteration)
-            loss = error if penalty is None else error + penalty
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
+    with quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
+        first = next(work)
+        gradients = compiler(loss, first, config.iters)
+        for iteration, batch in enumerate(chain([first], work), start=1):
+            error, penalty, *found = gradients(batch)
+            for parameter, gradient in zip([*roundings, *scales], found, strict=True):
+                parameter.grad = gradient
             for optimizer in optimizers:
                 optimizer.step()
-            if schedule is not None:
-                schedule.step()
+            if decay is not None:
+                decay.step()
             for grid in grids:
                 grid.constrain()
             if iteration % CHECK_EVERY == 0 or iteration == config.iters:
-                _check_finite(loss, iteration)
+                _check_finite(error + penalty, iteration)
             if watch is not None:
-                watch(Step(iteration, error.detach(), None if penalty is None else penalty.detach()))
+                watch(Step(iteration, error, penalty))
     return _settle(unit)
+
+
+def _inputs(
+    batches: Iterator[Tensor],
+    inputs: Pair,
+    target: Tensor,
+    rounding: RoundingSchedule,
+    masks: int,
+    generator: Generator,
+) -> Iterator[Inputs]:
+    """What each iteration works on: the cached values of the images drawn, the drop's seeds, the schedule."""
+    device = generator.device
+    for iteration, drawn in zip(range(1, rounding.iters + 1), batches, strict=False):
+        chosen = drawn.to(target.device)
+        full, quantized, wanted = (v[chosen].to(device) for v in (inputs.full, inputs.quantized, target))
+        weight, beta = torch.tensor(rounding(iteration), device=device)
+        yield Inputs(full, quantized, wanted, draw_seeds(masks, generator), weight, beta)
 
 
 def reconstruct(
@@ -180,6 +190,7 @@ def reconstruct(
     parts = segments(model, plan)
     images = images.to(device) if config.keep_gpu else images
     cache = ActivationCache(images, parts[0].inputs[0], parts)
+    compiler = Compiler(config.compile)
     for index, part in enumerate(parts):
         started = time.perf_counter()
         inputs = [cache[name] for name in part.inputs]
@@ -190,7 +201,7 @@ def reconstruct(
             continue
         before = _distance(part, inputs[0].quantized, full[0], config, device)
         generator = unit_generator(seed, part.name, device)
-        flipped = _reconstruct_part(part, inputs[0], full[0], config, generator, watch)
+        flipped = _reconstruct_part(part, inputs[0], full[0], config, generator, watch, compiler)
         rounded = _run(part, [inputs[0].quantized], config, device, quantized=True)
         after = _loss_over(rounded[0], full[0], config.batch_size)
         cache.advance(index, part, full, rounded)
@@ -202,12 +213,13 @@ def _reconstruct_part(
     inputs: Pair,
     target: Tensor,
     config: ReconConfig,
-    generator: torch.Generator,
+    generator: Generator,
     watch: Callable[[str, Step], None] | None,
+    compiler: Compiler,
 ) -> float:
     watcher = None if watch is None else lambda step: watch(part.name, step)
     try:
-        return reconstruct_unit(part.module, inputs, target, config, generator, watch=watcher)
+        return reconstruct_unit(part.module, inputs, target, config, generator, watch=watcher, compiler=compiler)
     except ReconstructionError as error:
         raise ReconstructionError(f"unit '{part.name}': {error}") from error
 

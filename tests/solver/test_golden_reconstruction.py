@@ -68,8 +68,7 @@ class Run:
                 steps = []
                 batches = iter([(torch.arange(8) + 8 * i) % 32 for i in range(20)])
                 reconstruct_unit(part.module, inputs[0], full[0], config, torch.Generator(), batches, steps.append)
-                none = torch.zeros(())
-                losses = [[s.reconstruction, none if s.rounding is None else s.rounding] for s in steps]
+                losses = [[s.reconstruction, s.rounding] for s in steps]
                 traces.append(torch.tensor(losses, dtype=torch.float64))
             if len(traces) == units:
                 break

@@ -186,7 +186,7 @@ def test_watched_losses():
     steps = []
     reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator().manual_seed(0), watch=steps.append)
     assert [step.iteration for step in steps] == list(range(1, 13))
-    assert [step.rounding is None for step in steps] == [t < 0.2 * 12 for t in range(1, 13)]
+    assert [step.rounding.item() == 0 for step in steps] == [t < 0.2 * 12 for t in range(1, 13)]
     assert all(not step.reconstruction.requires_grad for step in steps)
 
 
