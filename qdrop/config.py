@@ -111,6 +111,11 @@ class ReconConfig:
     granularity: Literal["block", "layer"] = "block"
     """A unit is a residual block (or a layer outside any), or always a single layer."""
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: object) -> object:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     @field_validator("b_range")
     @classmethod
     def _falls(cls, b_range: tuple[float, float]) -> tuple[float, float]:

@@ -389,3 +389,11 @@ def test_every_key_of_a_config_is_in_help():
 
 def test_help_keeps_to_the_width():
     assert max(map(len, settings_help(80).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_compile_is_read_as_written(write, written, read):
+    """YAML takes a bare on and off for true and false."""
+    path = write(f"quant: {{recon: {{compile: {written}}}}}")
+    assert load_config(path).quant.recon.compile == read
+    assert load_config(path, [f"quant.recon.compile={written}"]).quant.recon.compile == read
