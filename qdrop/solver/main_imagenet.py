@@ -32,6 +32,7 @@ from qdrop.solver.imagenet_util import (
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import ReconstructionError, reconstruct
 from qdrop.solver.run_folder import RunFolder, logging_to, peak_memory_mb
+from qdrop.solver.storage import CacheError
 
 log = logging.getLogger("qdrop")
 
@@ -43,6 +44,7 @@ USER_ERRORS = (
     GraphError,
     PlanError,
     ReconstructionError,
+    CacheError,
     OSError,
 )
 """What goes wrong through settings, files or data; shown without a traceback."""
@@ -131,7 +133,7 @@ def run(config: Config, out: Path) -> Result:
     started = time.perf_counter()
     if recon is not None:
         with UnitProgress(len(plan.units), recon.iters) as progress:
-            for report in reconstruct(quantized, plan, images, recon, seed, device, progress):
+            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out):
                 folder.log(asdict(report) | {"peak_memory_mb": peak_memory_mb(device)})
                 log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
     seconds_reconstruct = time.perf_counter() - started

@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,8 +29,10 @@ from qdrop.quantization.state import (
     quantizers,
     quantizing,
 )
-from qdrop.solver.cache import ActivationCache, Pair, run_all
+from qdrop.solver.batches import Batches
+from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.loss import RoundingLoss, reconstruction_loss
+from qdrop.solver.storage import Storage
 
 CHECK_EVERY = 100
 """Iterations between two readings of the loss: each waits for the device."""
@@ -86,7 +90,7 @@ def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Gener
 def reconstruct_unit(
     unit: nn.Module,
     inputs: Pair,
-    target: Tensor,
+    target: Value,
     config: ReconConfig,
     generator: torch.Generator,
     batches: Iterator[Tensor] | None = None,
@@ -109,7 +113,6 @@ def reconstruct_unit(
     Raises:
         ReconstructionError: If the loss is not finite.
     """
-    device, home = generator.device, target.device
     roundings = adarounds(unit)
     grids = [q for q in quantizers(unit) if q.learned()]
     scales = [parameter for quantizer in grids for parameter in quantizer.learned()]
@@ -122,14 +125,14 @@ def reconstruct_unit(
     schedule = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
     drop = Drop(config.drop_prob, generator)
     input_drop = drop if config.input_prob is None else Drop(config.input_prob, generator)
-    batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
+    # Drawn before the first step: the drop takes from the same generator, and batches are fetched ahead.
+    draws = list(batches or draw_batches(len(target), config.batch_size, config.iters, generator))
+    stream = Batches(inputs, target, generator.device).stream(draws)
 
     with quantizing(unit), dropping(unit, drop), learning_rounding(unit):
-        for iteration in range(1, config.iters + 1):
-            chosen = next(batches).to(home)
-            full, quantized = inputs.full[chosen].to(device), inputs.quantized[chosen].to(device)
-            out = unit(input_drop.mix(quantized, full))  # [B, C', ...]
-            error = reconstruction_loss(out, target[chosen].to(device))
+        for iteration, batch in zip(range(1, config.iters + 1), stream, strict=False):
+            out = unit(input_drop.mix(batch.quantized, batch.full))  # [B, C', ...]
+            error = reconstruction_loss(out, batch.target)
             penalty = rounding_loss(roundings, iteration)
             loss = error if penalty is None else error + penalty
             for optimizer in optimizers:
@@ -156,11 +159,12 @@ def reconstruct(
     seed: int,
     device: torch.device,
     watch: Callable[[str, Step], None] | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[UnitReport]:
     """Reconstruct every unit of a calibrated model, in order; yields a report after each.
 
     Every value flows through the units once in full precision and once quantized; nothing is run again from
-    the image.
+    the image. Where memory runs out, values move one place further away and the work is repeated.
 
     Args:
         model: A calibrated quantized graph, on `device`.
@@ -170,72 +174,100 @@ def reconstruct(
         seed: Seed; a unit's randomness depends on it and the unit's name alone.
         device: Where to compute.
         watch: Called with the unit's name after each iteration.
+        scratch: Folder for values that are kept on disk; None: the system's temporary folder.
 
     Yields:
         A report per unit, after which the unit's weights are settled.
 
     Raises:
         ReconstructionError: If a loss is not finite; names the unit.
+        CacheError: If memory ran out and there is no place further away.
+        OSError: If values are to be kept on disk and there is no room.
     """
     parts = segments(model, plan)
-    images = images.to(device) if config.keep_gpu else images
-    cache = ActivationCache(images, parts[0].inputs[0], parts)
+    storage = Storage(config.cache, device, config.keep_gpu, scratch)
+    cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
     for index, part in enumerate(parts):
         started = time.perf_counter()
-        inputs = [cache[name] for name in part.inputs]
-        full = _run(part, [pair.full for pair in inputs], config, device, quantized=False)
-        if part.unit is None:
-            rounded = _run(part, [pair.quantized for pair in inputs], config, device, quantized=True)
-            cache.advance(index, part, full, rounded)
-            continue
-        before = _distance(part, inputs[0].quantized, full[0], config, device)
-        generator = unit_generator(seed, part.name, device)
-        flipped = _reconstruct_part(part, inputs[0], full[0], config, generator, watch)
-        rounded = _run(part, [inputs[0].quantized], config, device, quantized=True)
-        after = _loss_over(rounded[0], full[0], config.batch_size)
+        full = _run(part, [cache[name].full for name in part.inputs], config, device, storage, quantized=False)
+        if part.unit is not None:
+            inputs = cache[part.inputs[0]]
+            before = storage.survive(partial(_distance, part, inputs.quantized, full[0], config, device))
+            flipped = _reconstruct_part(part, inputs, full[0], config, seed, device, storage, watch)
+            del inputs  # the cache alone decides how long they are kept
+        cache.forget_full(index)
+        quantized = [cache[name].quantized for name in part.inputs]
+        rounded = _run(part, quantized, config, device, storage, quantized=True)
+        del quantized
+        if part.unit is not None:
+            after = _loss_over(rounded[0], full[0], config.batch_size)
         cache.advance(index, part, full, rounded)
-        yield UnitReport(part.name, part.unit.kind, before, after, flipped, time.perf_counter() - started)
+        del full, rounded
+        if part.unit is not None:
+            yield UnitReport(part.name, part.unit.kind, before, after, flipped, time.perf_counter() - started)
 
 
 def _reconstruct_part(
     part: Segment,
     inputs: Pair,
-    target: Tensor,
+    target: Value,
     config: ReconConfig,
-    generator: torch.Generator,
+    seed: int,
+    device: torch.device,
+    storage: Storage,
     watch: Callable[[str, Step], None] | None,
 ) -> float:
+    """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""
     watcher = None if watch is None else lambda step: watch(part.name, step)
-    try:
+    start = {key: value.clone() for key, value in part.module.state_dict().items()}
+
+    def learn() -> float:
+        part.module.load_state_dict(start)
+        generator = unit_generator(seed, part.name, device)
         return reconstruct_unit(part.module, inputs, target, config, generator, watch=watcher)
+
+    try:
+        return storage.survive(learn)
     except ReconstructionError as error:
         raise ReconstructionError(f"unit '{part.name}': {error}") from error
 
 
 def _run(
-    part: Segment, inputs: Sequence[Tensor], config: ReconConfig, device: torch.device, quantized: bool
-) -> tuple[Tensor, ...]:
+    part: Segment,
+    inputs: Sequence[Value],
+    config: ReconConfig,
+    device: torch.device,
+    storage: Storage,
+    quantized: bool,
+) -> tuple[Value, ...]:
     """What a segment writes for all images, with its quantizers on or off."""
     with quantizing(part.module, weights=quantized, activations=quantized):
-        return run_all(part.module, inputs, config.batch_size, device)
+        return storage.survive(lambda: run_all(part.module, inputs, config.batch_size, device, storage))
 
 
-def _distance(part: Segment, quantized: Tensor, full: Tensor, config: ReconConfig, device: torch.device) -> float:
+@torch.no_grad()
+def _distance(part: Segment, quantized: Value, full: Value, config: ReconConfig, device: torch.device) -> float:
     """Reconstruction loss of a segment as it stands, over all images, without keeping its output."""
     total = 0.0
-    with quantizing(part.module), torch.no_grad():
-        for start in range(0, len(full), config.batch_size):
-            end = start + config.batch_size
-            out = part.module(quantized[start:end].to(device))
-            target = full[start:end].to(device)
-            total += float(reconstruction_loss(out, target)) * len(target)
+    with quantizing(part.module):
+        for rows in _slices(len(full), config.batch_size):
+            out = part.module(quantized[rows].to(device))
+            total += float(reconstruction_loss(out, full[rows].to(device))) * len(out)
     return total / len(full)
 
 
-def _loss_over(out: Tensor, target: Tensor, batch_size: int) -> float:
+def _loss_over(out: Value, target: Value, batch_size: int) -> float:
     """Reconstruction loss between two cached outputs `[N, C, ...]`."""
-    parts = zip(out.split(batch_size), target.split(batch_size), strict=True)
-    return sum(float(reconstruction_loss(o, t)) * len(o) for o, t in parts) / len(out)
+    total = 0.0
+    for rows in _slices(len(out), batch_size):
+        ours = out[rows]
+        total += float(reconstruction_loss(ours, target[rows].to(ours.device))) * len(ours)
+    return total / len(out)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    """`count` rows, `size` at a time."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 @torch.no_grad()
