@@ -359,6 +359,14 @@ def test_parse_args(write):
         parse_args(["quant.w_qconfig.bit=3"])
 
 
+def test_cache_on_the_gpu_contradicts_keep_gpu():
+    recon = {"keep_gpu": False, "cache": {"device": "gpu"}}
+    with pytest.raises(ConfigError, match=r"quant\.recon\.cache.*contradicts quant\.recon\.keep_gpu = false"):
+        config_from_dict({"quant": {"recon": recon}})
+    recon["cache"]["device"] = "disk"
+    assert config_from_dict({"quant": {"recon": recon}}).quant.recon.cache.device == "disk"
+
+
 def test_help_lists_every_field_with_its_meaning(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_args(["--help"])

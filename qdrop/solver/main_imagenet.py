@@ -32,8 +32,10 @@ from qdrop.solver.imagenet_util import (
     validation_loader,
 )
 from qdrop.solver.progress import UnitProgress
-from qdrop.solver.recon import ReconstructionError, reconstruct
+from qdrop.solver.recon import reconstruct
 from qdrop.solver.run_folder import RunFolder, logging_to, peak_memory_mb
+from qdrop.solver.storage import CacheError
+from qdrop.solver.unit import ReconstructionError
 
 log = logging.getLogger("qdrop")
 
@@ -46,6 +48,7 @@ USER_ERRORS = (
     PlanError,
     CheckpointError,
     ReconstructionError,
+    CacheError,
     OSError,
 )
 """What goes wrong through settings, files or data; shown without a traceback."""
@@ -135,7 +138,7 @@ def run(config: Config, out: Path) -> Result:
     started = time.perf_counter()
     if recon is not None:
         with UnitProgress(len(plan.units), recon.iters) as progress:
-            for report in reconstruct(quantized, plan, images, recon, seed, device, progress):
+            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out):
                 folder.log(asdict(report) | {"peak_memory_mb": peak_memory_mb(device)})
                 log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
     seconds_reconstruct = time.perf_counter() - started

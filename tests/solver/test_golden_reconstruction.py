@@ -23,7 +23,7 @@ from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import Plan, make_plan
 from qdrop.quantization.state import calibrating, quantizing
 from qdrop.solver.cache import ActivationCache, run_all
-from qdrop.solver.recon import reconstruct_unit
+from qdrop.solver.unit import reconstruct_unit
 
 CPU = torch.device("cpu")
 ROUNDING_WEIGHT = {"res18": 0.01, "mnv2": 0.1}
