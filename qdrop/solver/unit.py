@@ -6,12 +6,13 @@ of its weights and the scales of its activations.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -46,46 +47,28 @@ class Step:
 Watcher = Callable[[Step], None]
 
 
-def unit_generator(seed: int, unit: str, device: torch.device) -> Generator:
+def unit_generator(seed: int, unit: str, device: torch.device) -> torch.Generator:
     """The randomness of one unit: depends on the seed and the unit's name and on nothing else."""
     digest = hashlib.sha256(f"{seed}:{unit}".encode()).digest()
-    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def draw_batches(count: int, batch_size: int, iters: int, generator: Generator) -> Iterator[Tensor]:
+def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices `[batch_size]` into `count` cached values for each iteration, drawn with replacement."""
     for _ in range(iters):
         yield torch.randint(count, (batch_size,), generator=generator, device=generator.device)
 
 
-def reconstruct_unit(
+def iterations(
     unit: nn.Module,
     inputs: Pair,
     target: Value,
     config: ReconConfig,
-    generator: Generator,
+    generator: torch.Generator,
     batches: Iterator[Tensor] | None = None,
-    watch: Watcher | None = None,
     compiler: Compiler | None = None,
-) -> float:
-    """Learn the rounding and the activation scales of one calibrated unit.
-
-    Args:
-        unit: Takes one tensor, gives one tensor; its quantizers have their ranges.
-        inputs: Its input for all calibration images `[N, C, ...]`, in both networks.
-        target: Its full-precision output for them `[N, C', ...]`.
-        config: Iterations, rates, drop probability.
-        generator: Source of the batches and the drop, on the unit's device.
-        batches: Index tensors to use instead of random ones, at least as many as iterations.
-        watch: Called after each iteration.
-        compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
-
-    Returns:
-        Share of the weights, 0 to 1, that are not rounded to the nearest.
-
-    Raises:
-        ReconstructionError: If the loss is not finite.
-    """
+) -> Generator[Step, None, None]:
+    """The iterations of :func:`reconstruct_unit`, one each time the next is asked for; rounding stays soft."""
     loss = UnitLoss(unit, config)
     roundings = [r.alpha for r in loss.roundings]
     grids = [q for q in quantizers(unit) if q.learned()]
@@ -116,12 +99,48 @@ def reconstruct_unit(
                 grid.constrain()
             if iteration % CHECK_EVERY == 0 or iteration == config.iters:
                 _check_finite(error + penalty, iteration)
+            yield Step(iteration, error, penalty)
+
+
+def reconstruct_unit(
+    unit: nn.Module,
+    inputs: Pair,
+    target: Value,
+    config: ReconConfig,
+    generator: torch.Generator,
+    batches: Iterator[Tensor] | None = None,
+    watch: Watcher | None = None,
+    compiler: Compiler | None = None,
+) -> float:
+    """Learn the rounding and the activation scales of one calibrated unit.
+
+    Args:
+        unit: Takes one tensor, gives one tensor; its quantizers have their ranges.
+        inputs: Its input for all calibration images `[N, C, ...]`, in both networks.
+        target: Its full-precision output for them `[N, C', ...]`.
+        config: Iterations, rates, drop probability.
+        generator: Source of the batches and the drop, on the unit's device.
+        batches: Index tensors to use instead of random ones, at least as many as iterations.
+        watch: Called after each iteration.
+        compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
+
+    Returns:
+        Share of the weights, 0 to 1, that are not rounded to the nearest.
+
+    Raises:
+        ReconstructionError: If the loss is not finite.
+    """
+    # Closed also where watching raises, so that nothing is left switched on.
+    with closing(iterations(unit, inputs, target, config, generator, batches, compiler)) as steps:
+        for step in steps:
             if watch is not None:
-                watch(Step(iteration, error, penalty))
+                watch(step)
     return _settle(unit)
 
 
-def _inputs(stream: Iterator[Batch], unit: nn.Module, config: ReconConfig, generator: Generator) -> Iterator[Inputs]:
+def _inputs(
+    stream: Iterator[Batch], unit: nn.Module, config: ReconConfig, generator: torch.Generator
+) -> Iterator[Inputs]:
     """What each iteration works on: a batch, the drop's seeds, weight and exponent of the rounding term."""
     schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
     masks = masks_needed(unit)
