@@ -84,7 +84,12 @@ def iterations(
     stream = Batches(inputs, target, generator.device).stream(draws)
     work = _inputs(stream, unit, config, generator)
 
-    with quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
+    with (
+        quantizing(unit),
+        dropping(unit, loss.drop),
+        learning_rounding(unit),
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=config.precision == "tf32"),
+    ):
         first = next(work)
         gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
         for iteration, batch in enumerate(chain([first], work), start=1):
