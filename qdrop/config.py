@@ -90,6 +90,14 @@ class CacheConfig:
     """Precision they are stored in; a batch is float32 again."""
 
 
+PRESETS: dict[str, dict[str, float]] = {
+    "published": {"iters": 20000, "round_lr": 1e-3, "scale_lr": 4e-5},
+    "fast": {"iters": 1000, "round_lr": 1e-2, "scale_lr": 4e-5},
+}
+"""Schedules of reconstruction, compared by benchmarks/iterations.py. In a file or on the command line
+`quant.recon.preset` names one; in Python it is `ReconConfig(**PRESETS["fast"])`."""
+
+
 @dataclass(config=STRICT, frozen=True)
 class ReconConfig:
     """Reconstruction, unit by unit."""

@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from qdrop.config import Config
+from qdrop.config import PRESETS, Config
 
 Key = tuple[str, ...]
 
@@ -34,6 +34,14 @@ def settings(section: Any = Config, above: Key = ()) -> Iterator[Setting]:
         yield Setting(key, hints[name], default, _meaning(section, name))
         for further, inner in _sections(hints[name]):
             yield from settings(inner, key + further)
+
+
+def presets_help() -> str:
+    """What each preset of reconstruction stands for, as text."""
+    lines = ["quant.recon.preset stands for several of these; those given beside it take precedence:"]
+    for name, settings in PRESETS.items():
+        lines.append(f"  {name}: {', '.join(f'{key}={value:g}' for key, value in settings.items())}")
+    return "\n".join(lines)
 
 
 def settings_help(width: int) -> str:

@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from qdrop.config import Config
-from qdrop.config_help import Key, expected, nearest, settings_help
+from qdrop.config import PRESETS, Config
+from qdrop.config_help import Key, expected, nearest, presets_help, settings_help
 from qdrop.files import write_file
 
 # a.b.c=value; a name with dots in it goes in brackets: quant.overrides[layer1.*].w_bit=4
@@ -91,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         width = min(shutil.get_terminal_size().columns, 110)
-        return f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n"
+        return f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n{presets_help()}\n"
 
 
 def parse_args(
@@ -214,12 +214,27 @@ def _keys(data: dict[str, Any], above: Key = ()) -> Iterator[Key]:
 
 def _validate(data: dict[str, Any], places: Places) -> Config:
     """The settings, checked as JSON, in which mappings are sections and lists are tuples."""
-    text = json.dumps(data, default=str)
+    text = json.dumps(_with_preset(data, places), default=str)
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
         problems = (_problem(detail, json.loads(text), places) for detail in error.errors())
         raise ConfigError(*dict.fromkeys(problems)) from None
+
+
+def _with_preset(data: dict[str, Any], places: Places) -> dict[str, Any]:
+    """The data with `quant.recon.preset` replaced by the settings it stands for; those beside it take precedence."""
+    quant = data.get("quant")
+    recon = quant.get("recon") if isinstance(quant, dict) else None
+    if not isinstance(quant, dict) or not isinstance(recon, dict) or "preset" not in recon:
+        return data
+    name, others = recon["preset"], {key: value for key, value in recon.items() if key != "preset"}
+    if not isinstance(name, str) or name not in PRESETS:
+        place = places.get(("quant", "recon", "preset"))
+        raise ConfigError(
+            f"{f'{place}: ' if place else ''}quant.recon.preset = {_show(name)}: expected {' | '.join(PRESETS)}"
+        )
+    return {**data, "quant": {**quant, "recon": PRESETS[name] | others}}
 
 
 def _problem(detail: Any, data: dict[str, Any], places: Places) -> str:

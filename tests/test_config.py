@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from qdrop.config import ActivationQConfig, Config, DataConfig, LayerBits, QuantConfig, ReconConfig
+from qdrop.config import PRESETS, ActivationQConfig, Config, DataConfig, LayerBits, QuantConfig, ReconConfig
 from qdrop.config_help import describe, settings, settings_help
 from qdrop.config_io import (
     ConfigError,
@@ -405,3 +405,28 @@ def test_compile_is_read_as_written(write, written, read):
     path = write(f"quant: {{recon: {{compile: {written}}}}}")
     assert load_config(path).quant.recon.compile == read
     assert load_config(path, [f"quant.recon.compile={written}"]).quant.recon.compile == read
+
+
+def test_presets(write):
+    recon = load_config(write("quant: {recon: {preset: fast, weight: 0.1}}")).quant.recon
+    assert (recon.iters, recon.round_lr, recon.weight) == (1000, 1e-2, 0.1)
+    assert recon == ReconConfig(**PRESETS["fast"], weight=0.1)
+    assert ReconConfig(**PRESETS["published"]) == ReconConfig()
+    over = load_config(write("quant: {recon: {preset: published, weight: 0.1}}"), ["quant.recon.preset=fast"])
+    assert over.quant.recon == recon
+
+
+def test_what_is_set_beside_a_preset_takes_precedence(write):
+    recon = load_config(write("quant: {recon: {preset: fast}}"), ["quant.recon.iters=7"]).quant.recon
+    assert (recon.iters, recon.round_lr) == (7, 1e-2)
+
+
+def test_unknown_preset(write):
+    (problem,) = problems(write("quant: {recon: {preset: fastest}}"))
+    assert problem == "c.yaml:1: quant.recon.preset = fastest: expected published | fast"
+
+
+def test_help_says_what_presets_stand_for(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    assert "fast: iters=1000, round_lr=0.01" in capsys.readouterr().out
