@@ -91,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         width = min(shutil.get_terminal_size().columns, 110)
-        return f"{super().format_help()}\nsettings, with default, type and meaning:\n\n{settings_help(width)}\n{presets_help()}\n"
+        title = "settings, with default, type and meaning:"
+        return f"{super().format_help()}\n{title}\n\n{settings_help(width)}\n{presets_help()}\n"
 
 
 def parse_args(

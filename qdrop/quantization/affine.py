@@ -85,6 +85,9 @@ class _FakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         steps = x / scale
         rounded = torch.round(steps).add_(zero_point)
+        if not any(ctx.needs_input_grad):
+            out = rounded.clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
+            return out if keep is None else torch.lerp(x, out, keep)
         level = rounded.clamp(qmin, qmax)
         slope_x = rounded.eq_(level.clamp(qmin + 1, qmax - 1))  # 1 inside the range, 0 at and beyond its ends
         level.sub_(zero_point)
