@@ -90,7 +90,7 @@ class CacheConfig:
     """Precision they are stored in; a batch is float32 again."""
 
 
-PRESETS: dict[str, dict[str, float]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "published": {"iters": 20000, "round_lr": 1e-3, "scale_lr": 4e-5},
     "fast": {"iters": 1000, "round_lr": 1e-2, "scale_lr": 4e-5},
 }
