@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qdrop.config import Config
 from qdrop.config_help import Key, expected, nearest, settings_help
+from qdrop.files import write_file
 
 # a.b.c=value; a name with dots in it goes in brackets: quant.overrides[layer1.*].w_bit=4
 OVERRIDE = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*=.*", re.DOTALL)
@@ -67,7 +68,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every setting as YAML; `load_config` reads it back."""
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))), encoding="utf-8")
+    write_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))))
 
 
 def run_folder(config: Config, file: str | Path) -> Path:

@@ -4,7 +4,6 @@ quantized, _ = qdrop.quantize(model, images)
 export_onnx(quantized, images[:1], Path("model.onnx"))
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from qdrop.export.emitter import Emitter, OnnxGraph, Value
 from qdrop.export.facts import TensorFact, find_facts
 from qdrop.export.onnx_layers import Bounds, clip_bounds, convolution, linear, quantize
 from qdrop.export.registry import FUNCTIONS, MODULES, NOTHING, RESHAPES, UNARY, supported
+from qdrop.files import write_file
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.ops import module_of, operation
 
@@ -44,14 +44,10 @@ def export_onnx(
     Raises:
         ExportError: If the network does something that has no ONNX form here; names the node, the operation
             and what is supported.
+        OSError: If the file cannot be written.
     """
     proto = to_onnx(model, example, Container(container))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(proto.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_file(path, proto.SerializeToString())
     return proto
 
 

@@ -37,7 +37,7 @@ def quantize_graph(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 
     Returns:
         `graph`, with quantized layers and a quantizer behind every quantized activation. Switched off it
-        computes what it did before.
+        computes what it did before. `graph.meta["plan"]` is the plan.
 
     Raises:
         ValueError: If the plan is of another graph.
@@ -51,6 +51,7 @@ def quantize_graph(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         put(graph, nodes[spec.node], spec)
     graph.graph.lint()
     graph.recompile()
+    graph.meta["plan"] = plan
     return graph
 
 

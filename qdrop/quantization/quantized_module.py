@@ -2,9 +2,11 @@
 
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdrop.quantization.affine import along_channels
 from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
 
 
@@ -25,6 +27,24 @@ class QuantizedModule(nn.Module):
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it now: as it is, or rounded to its grid."""
         return self.weight_quantizer(self.weight)
+
+    @torch.no_grad()
+    def integers(self) -> Tensor:
+        """The weight's integers, as steps above the smallest one, uint8, shape of the weight.
+
+        They are read off the rounded weight, so they are the same thing for every kind of quantizer.
+
+        Raises:
+            ValueError: If integers, scale and zero point do not give the rounded weight back, bit for bit.
+        """
+        quantizer = self.weight_quantizer
+        weight = quantizer.quantize(self.weight, None)
+        grid = (quantizer.scale, quantizer.zero_point.round())
+        scale, zero_point = (along_channels(v, weight, quantizer.spec.ch_axis) for v in grid)
+        steps = (torch.round(weight / scale) + zero_point - quantizer.qmin).to(torch.uint8)
+        if not torch.equal((steps + (quantizer.qmin - zero_point)) * scale, weight):
+            raise ValueError(f"{quantizer.spec.name}: the weight is not on its grid; calibrate the network first")
+        return steps
 
     def calibrate_weight(self) -> None:
         """Set the range of the weight's quantizer from the weight, and its integers to the nearest."""

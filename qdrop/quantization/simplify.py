@@ -21,7 +21,10 @@ from qdrop.quantization.ops import (
 from qdrop.quantization.quantized_module import float_type
 
 _IDLE_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)
-_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+_DROPOUTS = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+    "stochastic_depth",  # torchvision's
+}  # fmt: skip
 _LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _BATCH_NORM_ARGUMENTS = ("running_mean", "running_var", "eps", "weight", "bias")
 
@@ -56,8 +59,8 @@ def _is_idle(node: fx.Node) -> bool:
     """Whether a node gives back the one tensor it takes."""
     if len(node.all_input_nodes) != 1:
         return False
-    if node.op == "call_function" and node.target in _DROPOUTS:
-        return not inspect.signature(F.dropout).bind(*node.args, **node.kwargs).arguments.get("training", True)
+    if node.op == "call_function" and callable(node.target) and node.target.__name__ in _DROPOUTS:
+        return not inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("training", True)
     return isinstance(module_of(node), _IDLE_MODULES)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from qdrop import checkpoint
+from qdrop.checkpoint import CheckpointError
 from qdrop.config import Config
 from qdrop.config_io import ConfigError, parse_args, run_folder
 from qdrop.models import ModelError, WeightsError, build_model_with_info
@@ -30,8 +32,10 @@ from qdrop.solver.imagenet_util import (
     validation_loader,
 )
 from qdrop.solver.progress import UnitProgress
-from qdrop.solver.recon import ReconstructionError, reconstruct
+from qdrop.solver.recon import reconstruct
 from qdrop.solver.run_folder import RunFolder, logging_to, peak_memory_mb
+from qdrop.solver.storage import CacheError
+from qdrop.solver.unit import ReconstructionError
 
 log = logging.getLogger("qdrop")
 
@@ -42,7 +46,9 @@ USER_ERRORS = (
     WeightsError,
     GraphError,
     PlanError,
+    CheckpointError,
     ReconstructionError,
+    CacheError,
     OSError,
 )
 """What goes wrong through settings, files or data; shown without a traceback."""
@@ -116,6 +122,7 @@ def run(config: Config, out: Path) -> Result:
     for note in plan.notes:
         log.warning(note)
     quantized = quantize_graph(graph, plan).to(device)
+    checkpoint.check_graph(quantized)
     full = accuracy(quantized, loader, device)
     log.info("%s, full precision: %.2f", config.model.type, full)
 
@@ -131,16 +138,14 @@ def run(config: Config, out: Path) -> Result:
     started = time.perf_counter()
     if recon is not None:
         with UnitProgress(len(plan.units), recon.iters) as progress:
-            for report in reconstruct(quantized, plan, images, recon, seed, device, progress):
+            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out):
                 folder.log(asdict(report) | {"peak_memory_mb": peak_memory_mb(device)})
                 log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
     seconds_reconstruct = time.perf_counter() - started
 
-    # The outcome.
-    top1 = nearest
-    if recon is not None:
-        with quantizing(quantized):
-            top1 = accuracy(quantized, loader, device)
+    # The outcome, measured on what the run leaves behind.
+    outcome = checkpoint.describe(quantized, folder.settings())
+    top1 = accuracy(outcome.build().to(device), loader, device)
     result = Result(
         model=config.model.type,
         data=config.data.name or config.data.type,
@@ -159,6 +164,7 @@ def run(config: Config, out: Path) -> Result:
         peak_memory_mb=peak_memory_mb(device),
     )
     folder.result(result)
+    folder.model(outcome.with_metrics(asdict(result)))
     log.info("%s: top-1 %.2f (full precision %.2f); results in %s", config.model.type, top1, full, out)
     return result
 

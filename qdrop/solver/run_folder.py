@@ -1,4 +1,4 @@
-"""The folder of a run: resolved settings, environment, a log line per unit, the result."""
+"""The folder of a run: resolved settings, environment, a log line per unit, the result, the quantized network."""
 
 import json
 import logging
@@ -14,16 +14,23 @@ from typing import Any
 
 import torch
 
+from qdrop import checkpoint
+from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config
-from qdrop.config_io import save_config
+from qdrop.config_io import config_to_dict, save_config
+from qdrop.files import write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
 
+MODEL = "quantized.safetensors"
+"""The quantized network in a run folder."""
+PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"), ("process", "out"))
+"""Settings that name files and folders of one machine."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 class RunFolder:
-    """Writes what a run leaves behind: resolved settings, environment, plan, log of units, result.
+    """Writes what a run leaves behind: resolved settings, environment, plan, log of units, result, network.
 
     Args:
         path: The folder; made if it is not there. Files of an earlier run in it are replaced.
@@ -35,10 +42,12 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
+        self._config = config
         path.mkdir(parents=True, exist_ok=True)
         save_config(config, path / "config.resolved.yaml")
-        (path / "log.jsonl").write_text("", encoding="utf-8")
+        write_file(path / "log.jsonl", "")
         (path / "result.json").unlink(missing_ok=True)
+        (path / MODEL).unlink(missing_ok=True)
 
     def environment(self, device: torch.device, weights: WeightsInfo | None) -> None:
         """Record versions, device, git revision, and checksum and source of the weights."""
@@ -73,8 +82,25 @@ class RunFolder:
         """Record the outcome, a dataclass."""
         self._write("result.json", asdict(result))
 
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data, of files and folders only the last name: for a file that is passed on."""
+        data = config_to_dict(self._config)
+        for section, key in PLACES:
+            place = data[section][key]
+            data[section][key] = place and Path(place).name
+        return data
+
+    def model(self, outcome: Checkpoint) -> None:
+        """Write the quantized network and read it back.
+
+        Raises:
+            CheckpointError: If the disk gives back something else.
+        """
+        checkpoint.write(outcome, self.path / MODEL)
+        checkpoint.read(self.path / MODEL)
+
     def _write(self, name: str, data: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_file(self.path / name, json.dumps(data, indent=1) + "\n")
 
 
 @contextmanager

@@ -5,10 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import qdrop
+from qdrop.checkpoint import read
 from qdrop.config import Config
-from qdrop.config_io import load_config
+from qdrop.config_io import config_from_dict, load_config
 from qdrop.quantization.plan import Plan
+from qdrop.solver.imagenet_util import accuracy, validation_loader
 from qdrop.solver.main_imagenet import Result, main, run
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
@@ -49,6 +53,28 @@ def test_a_seeded_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path):
     assert timeless[0] == timeless[1]
     assert timeless[0] != timeless[2]
     assert runs[0].top1 == runs[1].top1
+
+
+def test_the_run_leaves_a_network_that_gives_its_top1_and_names_no_places(tmp_path):
+    config = short("data.calib_from=train")
+    result = run(replace(config, process=replace(config.process, out=str(tmp_path))), tmp_path)
+    found = read(tmp_path / "quantized.safetensors")
+    assert Result(**found.metrics) == result
+    assert found.config["process"]["out"] == tmp_path.name and str(tmp_path) not in json.dumps(found.config)
+    assert config_from_dict(dict(found.config)).quant == config.quant
+    model = qdrop.load(tmp_path / "quantized.safetensors")
+    assert accuracy(model, validation_loader(config.data), torch.device("cpu")) == result.top1
+
+
+def test_a_failed_check_of_the_network_comes_before_calibration(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("qdrop.quantization.graph_data.name_of_layer", _refuse)
+    with caplog.at_level("INFO"):
+        assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 1
+    assert "no such layer" in caplog.text and "calibrated" not in caplog.text
+
+
+def _refuse(module):
+    raise ValueError("no such layer")
 
 
 def test_without_reconstruction_it_is_round_to_nearest(tmp_path):

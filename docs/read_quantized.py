@@ -1,0 +1,56 @@
+"""Read a quantized network's weights with NumPy alone; the format is described in format.md.
+
+python docs/read_quantized.py quantized.safetensors      # a line per weight: bits, shape, range, scales
+"""
+
+import base64
+import json
+import math
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1", "BOOL": "?"}
+
+
+def read_file(path: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and tensors of any safetensors file: 8 bytes with the header's length, the header, the data."""
+    raw = Path(path).read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = (end + offset for offset in entry["data_offsets"])
+        tensors[name] = np.frombuffer(raw[start:stop], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return metadata, tensors
+
+
+def weights(path: str) -> dict[str, tuple[Any, Any, Any, Any]]:
+    """For each quantized layer: integers, scale and zero point, broadcastable to them, and the plan's entry."""
+    metadata, tensors = read_file(path)
+    if metadata.get("format") != "qdrop" or metadata["format_version"] != "1":
+        raise ValueError(f"{path}: expected format qdrop, version 1")
+    found = {}
+    for spec in json.loads(zlib.decompress(base64.b64decode(metadata["plan"])))["quantizers"]:
+        if spec["kind"] != "weight":
+            continue
+        layer, bit = spec["name"].removesuffix(".weight_quantizer"), spec["bit"]
+        count = math.prod(spec["shape"])
+        bits = np.unpackbits(tensors[f"{layer}.weight.packed"], count=count * bit, bitorder="little")
+        steps = bits.reshape(count, bit).astype(np.int16) @ (1 << np.arange(bit, dtype=np.int16))
+        integers = steps.reshape(spec["shape"]) - (2 ** (bit - 1) if spec["symmetric"] else 0)
+        axes = [1] * integers.ndim
+        axes[spec["ch_axis"] if spec["ch_axis"] >= 0 else 0] = -1
+        scale, zero_point = (tensors[f"{spec['name']}.{part}"].reshape(axes) for part in ("scale", "zero_point"))
+        found[layer] = integers, scale, zero_point, spec
+    return found
+
+
+if __name__ == "__main__":
+    for layer, (q, scale, zero_point, spec) in weights(sys.argv[1]).items():
+        w = scale * (q - np.round(zero_point).astype(np.float32))  # the weight, [O, I/groups, kH, kW] or [O, I]
+        print(f"{layer:<40} {spec['bit']} bits  {q.shape!s:<18} {w.min():+.4f}..{w.max():+.4f}  {scale.size} scales")
