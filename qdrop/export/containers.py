@@ -7,7 +7,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
+from qdrop.quantization.affine import along_channels
+from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.quantization.quantized_module import QuantizedModule
 
 
 class Container(StrEnum):
@@ -25,6 +27,9 @@ OPSETS = {Container.NATIVE: 25, Container.INT8: 21}
 MAX_SPREAD = 64
 """Largest integer of a weight after spreading: the sum of two products with 8-bit activations then fits the 16
 bits in which processors without VNNI add them (2 * 64 * 255 < 2^15)."""
+
+SIGNED_END = 127
+"""Largest integer of a signed weight, either way."""
 
 _UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 _SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
@@ -62,18 +67,6 @@ def storage_for(quantizer: FakeQuantize, container: Container) -> Storage:
     return Storage(8 if container is Container.INT8 else narrowest, spec.symmetric)
 
 
-@torch.no_grad()
-def integer_weight(quantizer: FakeQuantize, weight: Tensor) -> Tensor:
-    """The integers that the quantizer of a weight computes with, `qmin` to `qmax`, int32, shape of `weight`."""
-    if isinstance(quantizer, AdaRoundFakeQuantize):
-        return quantizer.levels.int() + quantizer.qmin
-    shape = [1] * weight.ndim
-    if quantizer.spec.ch_axis != -1:
-        shape[quantizer.spec.ch_axis] = -1
-    steps = torch.round(weight / quantizer.scale.view(shape)) + torch.round(quantizer.zero_point).view(shape)
-    return steps.clamp(quantizer.qmin, quantizer.qmax).int()
-
-
 @dataclass(frozen=True)
 class StoredWeight:
     """A weight as integers in a type of ONNX: `weight = (integers - zero_point) * scale`."""
@@ -88,24 +81,21 @@ class StoredWeight:
 
 
 @torch.no_grad()
-def stored_weight(quantizer: FakeQuantize, weight: Tensor, container: Container) -> StoredWeight:
-    """The weight in its container.
+def stored_weight(layer: QuantizedModule, container: Container) -> StoredWeight:
+    """The weight of a layer in its container.
 
     In 8 bits the integers are stored less their zero point, wherever the difference fits: integer kernels
     want signed weights without zero points. They are spread, and the scale divided, by a power of two, which
     changes no weight: ONNX Runtime rounds a bias to multiples of the product of the scales of input and weight,
     which is coarse beside 2-bit weights.
     """
-    integers = integer_weight(quantizer, weight)
+    quantizer = layer.weight_quantizer
+    integers = layer.integers().int() + quantizer.qmin
     scale, zero_point = quantizer.scale.detach(), torch.round(quantizer.zero_point.detach()).int()
     if container is Container.INT8:
-        shape = [1] * weight.ndim
-        if quantizer.spec.ch_axis != -1:
-            shape[quantizer.spec.ch_axis] = -1
-        centred = integers - zero_point.view(shape)
+        centred = integers - along_channels(zero_point, integers, quantizer.spec.ch_axis)
         largest = int(centred.abs().max())
-        if largest <= 127:
-            spread = max(MAX_SPREAD // max(largest, 1), 1)
-            spread = 2 ** (spread.bit_length() - 1)
+        if largest <= SIGNED_END:
+            spread = 2 ** (max(MAX_SPREAD // max(largest, 1), 1).bit_length() - 1)
             return StoredWeight(Storage(8, True), centred * spread, scale / spread, torch.zeros_like(zero_point))
     return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point)

@@ -99,13 +99,12 @@ def weight_of(e: Emitter, layer: nn.Module, transposed: bool = False) -> str:
         transposed: Swap the axes of a matrix `[O, I]`.
     """
     weight = layer.get_parameter("weight").detach()
-    quantizer = layer.weight_quantizer if isinstance(layer, QuantizedModule) else None
     name = f"{e.node.target}.weight"
-    if quantizer is None or not quantizer.active:
+    if not isinstance(layer, QuantizedModule) or not layer.weight_quantizer.active:
         return e.initializer(numpy_helper.from_array(np.asarray((weight.T if transposed else weight).cpu()), name))
-    stored = stored_weight(quantizer, weight, e.graph.container)
+    stored = stored_weight(layer, e.graph.container)
     integers = stored.integers.T.contiguous() if transposed else stored.integers
-    axis = quantizer.spec.ch_axis
+    axis = layer.weight_quantizer.spec.ch_axis
     settings = {} if axis == -1 else {"axis": 1 - axis if transposed else axis}
     shape = (-1,) if settings else ()
     return e.add(

@@ -9,7 +9,7 @@ from onnx_runs import exported, run, with_rounded_biases
 from torch import fx, nn
 
 from qdrop.export import Container, export_onnx
-from qdrop.export.containers import integer_weight, storage_for, stored_weight
+from qdrop.export.containers import storage_for, stored_weight
 from qdrop.quantization.fake_quant import build_quantizer
 from qdrop.quantization.quantized_module import QConv2d, QLinear
 from qdrop.quantization.state import quantizing
@@ -122,25 +122,29 @@ def test_a_weight_with_one_scale(container, tmp_path):
     assert torch.allclose(exported(graph_of(layer), x, tmp_path, container), layer(x), atol=1e-6)
 
 
+def linear(weight, bit):
+    """A calibrated layer of a given weight."""
+    layer = QLinear.from_float(nn.Linear(*weight.shape[::-1]), build_quantizer(weight_spec(tuple(weight.shape), bit)))
+    layer.weight = nn.Parameter(weight)
+    layer.weight_quantizer.set_range(weight.amin(1), weight.amax(1))
+    layer.weight_quantizer.round_to_nearest(weight)
+    return layer
+
+
 def test_spread_weights_stay_small_and_equal():
-    q = build_quantizer(weight_spec((4, 300), 2))
-    weight = torch.randn(4, 300)
-    q.set_range(weight.amin(1), weight.amax(1))
-    q.round_to_nearest(weight)
-    stored = stored_weight(q, weight, Container.INT8)
-    assert 32 < stored.integers.abs().max() <= 64
+    layer = linear(torch.randn(4, 300), 2)
+    stored = stored_weight(layer, Container.INT8)
+    assert 32 <= stored.integers.abs().max() <= 64
     assert not stored.zero_point.any()
-    assert torch.equal(stored.integers * stored.scale[:, None], q.quantize(weight, None))
+    assert torch.equal(stored.integers * stored.scale[:, None], layer.weight_quantizer.quantize(layer.weight, None))
 
 
-def test_an_8_bit_weight_off_centre_keeps_its_zero_points(tmp_path):
-    q = build_quantizer(weight_spec((4, 300), 8))
-    weight = torch.rand(4, 300)  # one-sided: integers 0 to 255, zero point 0
-    q.set_range(weight.amin(1), weight.amax(1))
-    q.round_to_nearest(weight)
-    stored = stored_weight(q, weight, Container.INT8)
-    assert stored.storage == storage_for(q, Container.INT8)
-    assert torch.equal(stored.integers, integer_weight(q, weight))
+def test_an_8_bit_weight_off_centre_keeps_its_zero_points():
+    layer = linear(torch.rand(4, 300), 8)  # one-sided: integers 0 to 255, zero point 0
+    stored = stored_weight(layer, Container.INT8)
+    assert stored.storage == storage_for(layer.weight_quantizer, Container.INT8)
+    assert stored.integers.max() > 127
+    assert torch.equal(stored.integers, layer.integers().int())
 
 
 def test_integer_convolution_is_the_convolution_with_a_rounded_bias(tmp_path):
