@@ -68,7 +68,7 @@ class UnitLoss(nn.Module):
 
     Args:
         unit: A calibrated unit.
-        config: For the probabilities of the drop.
+        config: For the probabilities of the drop and the precision.
     """
 
     def __init__(self, unit: nn.Module, config: ReconConfig) -> None:
@@ -76,6 +76,7 @@ class UnitLoss(nn.Module):
         self.unit = unit
         self.drop = Drop(config.drop_prob, iter(()))
         self.input_prob = config.drop_prob if config.input_prob is None else config.input_prob
+        self.reduced = config.precision == "bfloat16"
         self.roundings = tuple(adarounds(unit))
 
     def learned(self) -> dict[str, nn.Parameter]:
@@ -89,8 +90,10 @@ class UnitLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Reconstruction and rounding loss, scalars; for the arguments see :class:`Inputs`."""
         self.drop.seeds = iter(seeds.unbind())
-        out = self.unit(Drop(self.input_prob, self.drop.seeds).mix(quantized, full))  # [B, C', ...]
-        return reconstruction_loss(out, target), rounding_loss(self.roundings, weight, beta)
+        given = Drop(self.input_prob, self.drop.seeds).mix(quantized, full)
+        with torch.autocast(full.device.type, torch.bfloat16, enabled=self.reduced, cache_enabled=False):
+            out = self.unit(given)  # [B, C', ...]
+        return reconstruction_loss(out.float(), target), rounding_loss(self.roundings, weight, beta)
 
 
 def eager(loss: UnitLoss) -> Gradients:

@@ -6,12 +6,13 @@ of its weights and the scales of its activations.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -46,16 +47,64 @@ class Step:
 Watcher = Callable[[Step], None]
 
 
-def unit_generator(seed: int, unit: str, device: torch.device) -> Generator:
+def unit_generator(seed: int, unit: str, device: torch.device) -> torch.Generator:
     """The randomness of one unit: depends on the seed and the unit's name and on nothing else."""
     digest = hashlib.sha256(f"{seed}:{unit}".encode()).digest()
-    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def draw_batches(count: int, batch_size: int, iters: int, generator: Generator) -> Iterator[Tensor]:
+def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices `[batch_size]` into `count` cached values for each iteration, drawn with replacement."""
     for _ in range(iters):
         yield torch.randint(count, (batch_size,), generator=generator, device=generator.device)
+
+
+def iterations(
+    unit: nn.Module,
+    inputs: Pair,
+    target: Value,
+    config: ReconConfig,
+    generator: torch.Generator,
+    batches: Iterator[Tensor] | None = None,
+    compiler: Compiler | None = None,
+) -> Generator[Step, None, None]:
+    """The iterations of :func:`reconstruct_unit`, one each time the next is asked for; rounding stays soft."""
+    loss = UnitLoss(unit, config)
+    roundings = [r.alpha for r in loss.roundings]
+    grids = [q for q in quantizers(unit) if q.learned()]
+    scales = [parameter for quantizer in grids for parameter in quantizer.learned()]
+    optimizers = [
+        Adam(parameters, lr=rate, fused=True)
+        for parameters, rate in ((roundings, config.round_lr), (scales, config.scale_lr))
+        if parameters
+    ]
+    decay = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
+    # Drawn before the first step: the drop takes from the same generator, and batches are fetched ahead.
+    draws = list(batches or draw_batches(len(target), config.batch_size, config.iters, generator))
+    stream = Batches(inputs, target, generator.device).stream(draws)
+    work = _inputs(stream, unit, config, generator)
+
+    with (
+        quantizing(unit),
+        dropping(unit, loss.drop),
+        learning_rounding(unit),
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=config.precision == "tf32"),
+    ):
+        first = next(work)
+        gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
+        for iteration, batch in enumerate(chain([first], work), start=1):
+            error, penalty, *found = gradients(batch)
+            for parameter, gradient in zip([*roundings, *scales], found, strict=True):
+                parameter.grad = gradient
+            for optimizer in optimizers:
+                optimizer.step()
+            if decay is not None:
+                decay.step()
+            for grid in grids:
+                grid.constrain()
+            if iteration % CHECK_EVERY == 0 or iteration == config.iters:
+                _check_finite(error + penalty, iteration)
+            yield Step(iteration, error, penalty)
 
 
 def reconstruct_unit(
@@ -63,7 +112,7 @@ def reconstruct_unit(
     inputs: Pair,
     target: Value,
     config: ReconConfig,
-    generator: Generator,
+    generator: torch.Generator,
     batches: Iterator[Tensor] | None = None,
     watch: Watcher | None = None,
     compiler: Compiler | None = None,
@@ -86,42 +135,17 @@ def reconstruct_unit(
     Raises:
         ReconstructionError: If the loss is not finite.
     """
-    loss = UnitLoss(unit, config)
-    roundings = [r.alpha for r in loss.roundings]
-    grids = [q for q in quantizers(unit) if q.learned()]
-    scales = [parameter for quantizer in grids for parameter in quantizer.learned()]
-    optimizers = [
-        Adam(parameters, lr=rate, fused=True)
-        for parameters, rate in ((roundings, config.round_lr), (scales, config.scale_lr))
-        if parameters
-    ]
-    decay = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
-    # Drawn before the first step: the drop takes from the same generator, and batches are fetched ahead.
-    draws = list(batches or draw_batches(len(target), config.batch_size, config.iters, generator))
-    stream = Batches(inputs, target, generator.device).stream(draws)
-    work = _inputs(stream, unit, config, generator)
-
-    with quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
-        first = next(work)
-        gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
-        for iteration, batch in enumerate(chain([first], work), start=1):
-            error, penalty, *found = gradients(batch)
-            for parameter, gradient in zip([*roundings, *scales], found, strict=True):
-                parameter.grad = gradient
-            for optimizer in optimizers:
-                optimizer.step()
-            if decay is not None:
-                decay.step()
-            for grid in grids:
-                grid.constrain()
-            if iteration % CHECK_EVERY == 0 or iteration == config.iters:
-                _check_finite(error + penalty, iteration)
+    # Closed also where watching raises, so that nothing is left switched on.
+    with closing(iterations(unit, inputs, target, config, generator, batches, compiler)) as steps:
+        for step in steps:
             if watch is not None:
-                watch(Step(iteration, error, penalty))
+                watch(step)
     return _settle(unit)
 
 
-def _inputs(stream: Iterator[Batch], unit: nn.Module, config: ReconConfig, generator: Generator) -> Iterator[Inputs]:
+def _inputs(
+    stream: Iterator[Batch], unit: nn.Module, config: ReconConfig, generator: torch.Generator
+) -> Iterator[Inputs]:
     """What each iteration works on: a batch, the drop's seeds, weight and exponent of the rounding term."""
     schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
     masks = masks_needed(unit)

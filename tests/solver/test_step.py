@@ -134,3 +134,16 @@ def test_what_pays_depends_on_sizes_and_not_on_the_clock():
     seconds = 1e-9 * (6 * 8 * sizes[step.Kind.ACTIVATION] + 20 * sizes[step.Kind.WEIGHT])
     needed = int(COMPILE_SECONDS / seconds)
     assert pays(part.module, 8, needed + 2) and not pays(part.module, 8, needed - 2)
+
+
+def test_bfloat16_computes_the_layers_alone():
+    """Losses, roundings and scales stay in float32, and the losses stay near those in float32."""
+    part, inputs = blocks()[0]
+    seen = []
+    handle = step.adarounds(part.module)[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    exact, _ = gradients(part, inputs, lambda loss, _: eager(loss))
+    found, _ = gradients(part, inputs, lambda loss, _: eager(loss), replace(CONFIG, precision="bfloat16"))
+    handle.remove()
+    assert seen == [torch.float32] * 2 and all(value.dtype == torch.float32 for value in found)
+    assert not torch.equal(found[0], exact[0]) and torch.equal(found[1], exact[1])
+    torch.testing.assert_close(found[0], exact[0], rtol=0.05, atol=0)
