@@ -29,7 +29,16 @@ setup(
         "scikit-learn>=1.5",
     ],
     extras_require={
-        "test": ["ipykernel>=6.29", "mypy>=1.13", "nbclient>=0.10", "pytest>=8.3", "ruff>=0.8"],
+        "onnx": ["onnx>=1.20", "onnxruntime>=1.24"],
+        "test": [
+            "ipykernel>=6.29",
+            "mypy>=1.13",
+            "nbclient>=0.10",
+            "onnx>=1.20",
+            "onnxruntime>=1.24",
+            "pytest>=8.3",
+            "ruff>=0.8",
+        ],
         "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29"],
     },
     entry_points={"console_scripts": ["qdrop=qdrop.solver.main_imagenet:main"]},

@@ -173,6 +173,8 @@ class QuantConfig:
     """Bits of the last layer's weights; null: same as the others."""
     last_a_bit: Bits | None = 8
     """Bits of the last layer's input; null: same as the others."""
+    branch_bit: Bits | None = None
+    """Bits of a value that only goes into an add; null: not quantized. 8 lets integer kernels compute the add."""
     overrides: dict[str, LayerBits] = field(default_factory=dict)
     """Bits for module-name patterns, as in {"layer4.*": {w_bit: 4}}."""
     recon: ReconConfig | None = None

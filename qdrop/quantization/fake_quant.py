@@ -94,6 +94,8 @@ class LSQFakeQuantize(FakeQuantize):
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale with its gradient multiplied by `1/sqrt(numel * qmax)` (LSQ, section 2.2)."""
+        if not torch.is_grad_enabled():  # so that a graph of the forward holds no trace of it
+            return self.scale, self.zero_point
         return _scale_gradient(self.scale, self._gradient_factor(x)), self.zero_point
 
     def _gradient_factor(self, x: Tensor) -> float:
@@ -119,6 +121,8 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both with scaled gradients; the zero point is rounded on the way, straight-through."""
+        if not torch.is_grad_enabled():
+            return self.scale, self.zero_point.round()
         factor = self._gradient_factor(x)
         zero_point = _scale_gradient(self.zero_point, factor)
         return _scale_gradient(self.scale, factor), zero_point + (zero_point.round() - zero_point).detach()

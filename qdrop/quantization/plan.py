@@ -98,11 +98,11 @@ def make_plan(graph: fx.GraphModule, config: QuantConfig, granularity: str = "bl
 
 def _specs(graph: fx.GraphModule, wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
     """Quantizers in execution order: a layer's weight before what it produces."""
-    sites = {site.node: site for site in wiring.sites} if config.a_qconfig is not None else {}
+    sites = {site.node: site for site in wiring.sites if site.needed or (site.branch and config.branch_bit)}
     for node in graph.graph.nodes:
         if wiring.roles[node] is Role.WEIGHTED:
             yield _weight_spec(node, wiring, config)
-        if node in sites and sites[node].needed and config.a_qconfig is not None:
+        if node in sites and config.a_qconfig is not None:
             yield _activation_spec(sites[node], wiring, config, config.a_qconfig)
 
 
@@ -121,7 +121,7 @@ def _weight_spec(node: fx.Node, wiring: Wiring, config: QuantConfig) -> Quantize
 
 
 def _activation_spec(site: Site, wiring: Wiring, config: QuantConfig, q: QConfig) -> QuantizerSpec:
-    bit = q.bit
+    bit = q.bit if site.needed else config.branch_bit or q.bit
     if wiring.layers[-1] in site.readers:
         bit = config.last_a_bit or bit
     bit = _override(config, site.name, "a_bit") or bit

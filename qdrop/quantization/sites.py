@@ -24,6 +24,8 @@ class Site:
     """Who computes something new from it, reached through nodes that only move, pool or select values."""
     needed: bool
     """Whether it is quantized: not if it only goes into adds or out of the network."""
+    branch: bool
+    """Whether it goes into an add, and else at most out of the network."""
 
     @property
     def node(self) -> fx.Node:
@@ -59,7 +61,8 @@ class Wiring:
             unique = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
             readers = tuple(self._readers(chain[-1]))
             needed = any(r.op != "output" and self.roles[r] is not Role.ADD for r in readers)
-            yield Site(unique, chain, readers, needed)
+            branch = not needed and any(self.roles[r] is Role.ADD for r in readers)
+            yield Site(unique, chain, readers, needed, branch)
 
     def _find_prepared(self, nodes: list[fx.Node]) -> set[fx.Node]:
         """Nodes before the first layer: they only prepare the image, which is not quantized."""

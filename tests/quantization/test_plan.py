@@ -264,3 +264,21 @@ def test_reads_well():
     assert lines[4].split() == ["encoder", "block", "2w", "2a"]
     assert lines[-1].startswith("note: block 'decoder'")
     assert max(len(line) for line in lines[:-1]) < 100
+
+
+def test_branches_into_adds_are_quantized_where_asked():
+    """By default a value that only goes into an add is not; the network's output never is."""
+    graph, published = planned(network("residual"))
+    _, plan = planned(network("residual"), bits(2, 4, branch_bit=8))
+    added = [spec for spec in plan.quantizers if spec.name not in {s.name for s in published.quantizers}]
+    assert [(spec.name, spec.bit) for spec in added] == [
+        ("body.0.conv2.output_quantizer", 8),
+        ("body.1.conv2.output_quantizer", 8),
+    ]
+    assert [spec for spec in plan.quantizers if spec not in added] == list(published.quantizers)
+    assert [unit.module for unit in plan.units] == [unit.module for unit in published.units]
+
+
+def test_branches_stay_in_full_precision_without_activation_quantizers():
+    _, plan = planned(network("residual"), bits(2, None, branch_bit=8))
+    assert {spec.kind for spec in plan.quantizers} == {"weight"}

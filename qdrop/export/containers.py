@@ -1,0 +1,101 @@
+"""The integer types of ONNX that hold a quantizer's integers."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from qdrop.quantization.affine import along_channels
+from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.quantization.quantized_module import QuantizedModule
+
+
+class Container(StrEnum):
+    """Which integer types an exported model uses."""
+
+    NATIVE = "native"
+    """The narrowest that holds the bits: 2, 4 or 8 bits wide. The smallest file."""
+    INT8 = "int8"
+    """8 bits for all: what today's integer kernels compute with."""
+
+
+OPSETS = {Container.NATIVE: 25, Container.INT8: 21}
+"""Version of the ONNX operators: 2-bit types came with 25; per-axis 8-bit ones run almost everywhere."""
+
+MAX_SPREAD = 64
+"""Largest integer of a weight after spreading: the sum of two products with 8-bit activations then fits the 16
+bits in which processors without VNNI add them (2 * 64 * 255 < 2^15)."""
+
+SIGNED_END = 127
+"""Largest integer of a signed weight, either way."""
+
+_UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
+_SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """An integer type of ONNX."""
+
+    width: int
+    """Bits of one value: 2, 4 or 8."""
+    signed: bool
+    """Whether it holds negative values."""
+
+    @property
+    def type(self) -> int:
+        """Its number in `onnx.TensorProto`."""
+        return (_SIGNED if self.signed else _UNSIGNED)[self.width]
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Smallest and largest value."""
+        return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
+
+    def tensor(self, name: str, values: Tensor) -> TensorProto:
+        """An initialiser; `values`, of any integer-valued type, are packed at the type's width."""
+        integers = values.cpu().numpy().astype(helper.tensor_dtype_to_np_dtype(self.type))
+        return numpy_helper.from_array(integers, name)
+
+
+def storage_for(quantizer: FakeQuantize, container: Container) -> Storage:
+    """The type that holds the integers of `quantizer`."""
+    spec = quantizer.spec
+    narrowest = 2 if spec.bit == 2 else 4 if spec.bit <= 4 else 8
+    return Storage(8 if container is Container.INT8 else narrowest, spec.symmetric)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as integers in a type of ONNX: `weight = (integers - zero_point) * scale`."""
+
+    storage: Storage
+    integers: Tensor
+    """int32, shape of the weight."""
+    scale: Tensor
+    """float32, `[C]`, or `[1]` for one scale."""
+    zero_point: Tensor
+    """int32, like `scale`."""
+
+
+@torch.no_grad()
+def stored_weight(layer: QuantizedModule, container: Container) -> StoredWeight:
+    """The weight of a layer in its container.
+
+    In 8 bits the integers are stored less their zero point, wherever the difference fits: integer kernels
+    want signed weights without zero points. They are spread, and the scale divided, by a power of two, which
+    changes no weight: ONNX Runtime rounds a bias to multiples of the product of the scales of input and weight,
+    which is coarse beside 2-bit weights.
+    """
+    quantizer = layer.weight_quantizer
+    integers = layer.integers().int() + quantizer.qmin
+    scale, zero_point = quantizer.scale.detach(), torch.round(quantizer.zero_point.detach()).int()
+    if container is Container.INT8:
+        centred = integers - along_channels(zero_point, integers, quantizer.spec.ch_axis)
+        largest = int(centred.abs().max())
+        if largest <= SIGNED_END:
+            spread = 2 ** (max(MAX_SPREAD // max(largest, 1), 1).bit_length() - 1)
+            return StoredWeight(Storage(8, True), centred * spread, scale / spread, torch.zeros_like(zero_point))
+    return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point)

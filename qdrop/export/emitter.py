@@ -1,0 +1,108 @@
+"""Writes the nodes of an ONNX graph, one node of the traced graph at a time."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, fx
+
+from qdrop.export.containers import Container
+from qdrop.export.facts import Shape
+from qdrop.quantization.ops import where
+
+
+class ExportError(ValueError):
+    """A model that cannot be written; names the node, its operation and what is supported."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the ONNX graph."""
+
+    name: str
+    shape: Shape
+
+
+@dataclass
+class OnnxGraph:
+    """Nodes and initialisers written so far."""
+
+    container: Container
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """Writes what one node of the traced graph becomes."""
+
+    graph: OnnxGraph
+    node: fx.Node
+    shape: Any
+    """Shape of the value that `node` makes; of several values, their shapes."""
+
+    def add(self, op: str, *inputs: Value | str, outputs: int = 1, **attributes: Any) -> str:
+        """Append an ONNX node.
+
+        Args:
+            op: Its operator.
+            inputs: What it reads; "" leaves an optional input out.
+            outputs: How many values it makes.
+            attributes: Its attributes.
+
+        Returns:
+            Name of its first value; the others are numbered from it, see :meth:`part`.
+        """
+        name = f"{self.node.name}/{op}"
+        taken = sum(node.name.split("#")[0] == name for node in self.graph.nodes[-16:])
+        name = f"{name}#{taken}" if taken else name
+        names = [value.name if isinstance(value, Value) else value for value in inputs]
+        made = [self.part(name, i) for i in range(outputs)]
+        self.graph.nodes.append(helper.make_node(op, names, made, name=name, **attributes))
+        return made[0]
+
+    @staticmethod
+    def part(first: str, index: int) -> str:
+        """Name of value `index` of the node whose first value is `first`."""
+        return f"{first}:{index}" if index else first
+
+    def constant(self, values: Any, dtype: Any = np.float32) -> str:
+        """An initialiser; equal ones are stored once.
+
+        Args:
+            values: Numbers or a tensor.
+            dtype: NumPy type to store.
+        """
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype)
+        if array.size > 16:
+            return self.initializer(numpy_helper.from_array(array, f"{self.node.name}/{len(self.graph.initializers)}"))
+        name = f"{array.dtype}{list(array.shape)}={array.reshape(-1).tolist()}"
+        return self.initializer(numpy_helper.from_array(array, name))
+
+    def initializer(self, tensor: TensorProto) -> str:
+        """Store an initialiser under its own name, which is returned."""
+        self.graph.initializers[tensor.name] = tensor
+        return tensor.name
+
+    def operand(self, value: Any) -> str:
+        """The name of a value in arithmetic: a tensor's, or that of a constant made of a number."""
+        if isinstance(value, Value):
+            return value.name
+        if isinstance(value, bool | int | float):
+            return self.constant(float(value))
+        if isinstance(value, torch.Tensor):
+            return self.constant(value)
+        raise self.error("computes with a number that depends on the size of the batch")
+
+    def reshaped(self, value: Value | str, shape: Shape | None = None) -> str:
+        """`value` in the given shape, by default that of the node's value."""
+        sizes = self.shape if shape is None else shape
+        if sum(size is None for size in sizes) > 1:
+            raise self.error(f"gives a shape {sizes} with two sizes that depend on the batch")
+        return self.add("Reshape", value, self.constant([-1 if n is None else n for n in sizes], np.int64))
+
+    def error(self, reason: str) -> ExportError:
+        """An error that names the node."""
+        return ExportError(f"{where(self.node)} {reason}; it cannot be written as ONNX")

@@ -1,0 +1,136 @@
+"""Pointwise functions, arithmetic and norms in ONNX: handlers with the arguments of the PyTorch functions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qdrop.export.emitter import Emitter, Value
+
+Handler = Callable[..., Any]
+
+
+def _relu6(e: Emitter, input: Value) -> str:
+    return _clamp(e, input, 0.0, 6.0)
+
+
+def _hardtanh(e: Emitter, input: Value, min_val: float = -1.0, max_val: float = 1.0) -> str:
+    return _clamp(e, input, min_val, max_val)
+
+
+def _clamp(e: Emitter, input: Value, min: float | None = None, max: float | None = None) -> str:
+    low, high = ("" if bound is None else e.operand(bound) for bound in (min, max))
+    return e.add("Clip", input, low, high)
+
+
+def _clamp_min(e: Emitter, input: Value, min: float) -> str:
+    return _clamp(e, input, min)
+
+
+def _silu(e: Emitter, input: Value) -> str:
+    return e.add("Mul", input, e.add("Sigmoid", input))
+
+
+def _hardsigmoid(e: Emitter, input: Value) -> str:
+    return e.add("HardSigmoid", input, alpha=1 / 6, beta=0.5)
+
+
+def _leaky_relu(e: Emitter, input: Value, negative_slope: float = 0.01) -> str:
+    return e.add("LeakyRelu", input, alpha=negative_slope)
+
+
+def _elu(e: Emitter, input: Value, alpha: float = 1.0) -> str:
+    return e.add("Elu", input, alpha=alpha)
+
+
+def _prelu(e: Emitter, input: Value, weight: Any) -> str:
+    slopes = np.asarray(weight.detach().cpu()).reshape(-1, *[1] * (len(input.shape) - 2))
+    return e.add("PRelu", input, e.constant(slopes))
+
+
+def _gelu(e: Emitter, input: Value, approximate: str = "none") -> str:
+    return e.add("Gelu", input, approximate=approximate)
+
+
+def _softplus(e: Emitter, input: Value, beta: float = 1.0, threshold: float = 20.0) -> str:
+    if beta != 1:
+        raise e.error(f"has beta={beta}, and only 1 is supported")
+    return e.add("Softplus", input)
+
+
+# Arithmetic
+
+
+def _add(e: Emitter, input: Any, other: Any, alpha: float = 1) -> str:
+    scaled = e.operand(other) if alpha == 1 else e.add("Mul", e.operand(other), e.operand(alpha))
+    return e.add("Add", e.operand(input), scaled)
+
+
+def _sub(e: Emitter, input: Any, other: Any, alpha: float = 1) -> str:
+    scaled = e.operand(other) if alpha == 1 else e.add("Mul", e.operand(other), e.operand(alpha))
+    return e.add("Sub", e.operand(input), scaled)
+
+
+def _mul(e: Emitter, input: Any, other: Any) -> str:
+    return e.add("Mul", e.operand(input), e.operand(other))
+
+
+def _div(e: Emitter, input: Any, other: Any, rounding_mode: str | None = None) -> str:
+    if rounding_mode is not None:
+        raise e.error(f"has rounding_mode={rounding_mode}, and only None is supported")
+    return e.add("Div", e.operand(input), e.operand(other))
+
+
+def _power(e: Emitter, input: Any, exponent: Any) -> str:
+    return e.add("Pow", e.operand(input), e.operand(exponent))
+
+
+def _square(e: Emitter, input: Value) -> str:
+    return e.add("Mul", input, input)
+
+
+def _matmul(e: Emitter, input: Value, other: Value) -> str:
+    return e.add("MatMul", input, other)
+
+
+def _softmax(e: Emitter, input: Value, dim: int, _stacklevel: int = 3, dtype: Any = None) -> str:
+    return e.add("Softmax", input, axis=dim)
+
+
+def _layer_norm(
+    e: Emitter, input: Value, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> str:
+    scale = e.constant(np.ones(normalized_shape)) if weight is None else e.operand(weight)
+    shift = [] if bias is None else [e.operand(bias)]
+    return e.add("LayerNormalization", input, scale, *shift, axis=-len(normalized_shape), epsilon=eps)
+
+
+HANDLERS: dict[str, Handler] = {
+    "relu6": _relu6,
+    "hardtanh": _hardtanh,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp_min,
+    "silu": _silu,
+    "hardsigmoid": _hardsigmoid,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "prelu": _prelu,
+    "gelu": _gelu,
+    "softplus": _softplus,
+    "add": _add,
+    "sub": _sub,
+    "subtract": _sub,
+    "mul": _mul,
+    "multiply": _mul,
+    "truediv": _div,
+    "div": _div,
+    "divide": _div,
+    "pow": _power,
+    "square": _square,
+    "matmul": _matmul,
+    "bmm": _matmul,
+    "softmax": _softmax,
+    "layer_norm": _layer_norm,
+}
+"""By the plain name of the PyTorch function or method; see `qdrop.quantization.ops.operation`."""

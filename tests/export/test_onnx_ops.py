@@ -1,0 +1,132 @@
+"""Every operation that can be written, against PyTorch, and what cannot."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, bits, images, network, quantized
+from onnx_runs import exported
+from torch import nn
+
+from qdrop.export import ExportError, export_onnx
+from qdrop.models import build_model
+from qdrop.quantization.graph import trace
+from qdrop.quantization.state import quantizing
+
+
+class Apply(nn.Module):
+    """A network that is one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+OPERATIONS = {
+    "relu": F.relu, "relu6": F.relu6, "hardtanh": F.hardtanh, "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.1), "clip": lambda x: torch.clip(x, max=0.2),
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu, "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid, "leaky_relu": lambda x: F.leaky_relu(x, 0.2), "elu": lambda x: F.elu(x, 0.7),
+    "selu": F.selu, "gelu": F.gelu, "gelu tanh": lambda x: F.gelu(x, approximate="tanh"), "softplus": F.softplus,
+    "mish": F.mish, "softsign": F.softsign, "exp": torch.exp, "square": torch.square, "pow": lambda x: x**2,
+    "add": lambda x: x + x.abs(), "add alpha": lambda x: torch.add(x, x.abs(), alpha=0.5), "radd": lambda x: 1 + x,
+    "sub": lambda x: 1 - x, "mul": lambda x: 2 * x * x, "div": lambda x: 1 / (x.abs() + 1), "neg": lambda x: -x,
+    "matmul": lambda x: x @ x.transpose(-1, -2), "softmax": lambda x: x.softmax(1),
+    "layer norm": lambda x: F.layer_norm(x, (8,)),
+    "max pool": lambda x: F.max_pool2d(x, 3, 2, 1), "max pool ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "avg pool": lambda x: F.avg_pool2d(x, 2), "avg pool pad": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "avg pool inside": lambda x: F.avg_pool2d(x, (3, 2), 2, (1, 0), count_include_pad=False),
+    "global": lambda x: F.adaptive_avg_pool2d(x, 1), "windows": lambda x: F.adaptive_avg_pool2d(x, (4, 2)),
+    "adaptive max": lambda x: F.adaptive_max_pool2d(x, 1), "mean": lambda x: x.mean((2, 3)),
+    "mean keep": lambda x: x.mean([-1, -2], keepdim=True), "mean one": lambda x: x.mean(1), "sum": lambda x: x.sum(-1),
+    "flatten": lambda x: x.flatten(1), "view": lambda x: x.view(x.size(0), -1),
+    "reshape": lambda x: x.reshape(x.shape[0], 3, 4, 2, 8), "merge": lambda x: x.reshape(-1, 8, 8),
+    "squeeze": lambda x: x.mean(1, keepdim=True).squeeze(1), "unsqueeze": lambda x: x.unsqueeze(-1),
+    "permute": lambda x: x.permute(0, 2, 3, 1).contiguous(), "transpose": lambda x: torch.transpose(x, 1, -1),
+    "cat": lambda x: torch.cat([x, x.abs()], 1), "chunk": lambda x: torch.cat(x.chunk(2, 2)[::-1], 2),
+    "split": lambda x: x.split([1, 2], dim=1)[1], "slice": lambda x: x[:, :, ::2, 1:-1], "index": lambda x: x[:, -1],
+    "ellipsis": lambda x: x[..., None, 2:5], "pad": lambda x: F.pad(x, (1, 2, 0, 0, 1, 1), value=0.5),
+    "reflect": lambda x: F.pad(x, (1, 2, 2, 1), mode="reflect"), "channel pad": lambda x: F.pad(x, (0,) * 4 + (2, 2)),
+    "shuffle": lambda x: F.channel_shuffle(torch.cat([x, -x], 1), 2),
+    "pixel shuffle": lambda x: F.pixel_shuffle(torch.cat([x, -x, x, x.abs()], 1), 2),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2), "dropout": lambda x: F.dropout(x, 0.5, False),
+    "bilinear": lambda x: F.interpolate(x, size=(12, 5), mode="bilinear"),
+    "corners": lambda x: F.interpolate(x, size=(12, 5), mode="bilinear", align_corners=True),
+}  # fmt: skip
+
+MODULES = [
+    nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.2, 0.3), nn.LeakyReLU(0.3), nn.PReLU(3, 0.4), nn.ELU(0.5), nn.SELU(),
+    nn.GELU(), nn.SiLU(), nn.Mish(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.Softsign(), nn.Hardswish(),
+    nn.Hardsigmoid(), nn.Softmax(1), nn.LayerNorm(8), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, ceil_mode=True),
+    nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(4), nn.ConstantPad2d(1, 0.5), nn.ZeroPad2d((1, 0, 2, 1)),
+    nn.Flatten(), nn.ChannelShuffle(3), nn.Upsample(scale_factor=2), nn.Conv2d(3, 6, (3, 5), 2, (1, 0), (2, 1), 3),
+    nn.Conv2d(3, 2, 3, padding="same"), nn.Linear(8, 5), nn.Sequential(nn.Flatten(), nn.Linear(192, 3, bias=False)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_function(name, tmp_path):
+    model = trace(Apply(OPERATIONS[name]), images(4))
+    assert torch.allclose(exported(model, images(4), tmp_path, "int8"), model(images(4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+def test_module(module, tmp_path):
+    model = trace(nn.Sequential(module), images(4))
+    with torch.no_grad():
+        assert torch.allclose(exported(model, images(4), tmp_path, "native"), model(images(4)), atol=1e-5)
+
+
+def test_one_dimension(tmp_path):
+    model = trace(nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU()), torch.randn(2, 3, 8))
+    x = torch.randn(5, 3, 8)
+    assert torch.allclose(exported(model, x, tmp_path, "int8"), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("container", ["native", "int8"])
+@pytest.mark.parametrize("widths", [(2, 2), (2, 4), (3, 3), (4, 8)], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_quantized_blocks(name, widths, container, tmp_path):
+    model, _ = quantized(network(name), bits(*widths))
+    with quantizing(model), torch.no_grad():
+        expected = model(images(16))
+        written = exported(model, images(16), tmp_path, container, optimize=False)
+        fused = exported(model, images(16), tmp_path, container)
+    step = expected.max() - expected.min()
+    assert ((written - expected).abs() > 1e-4 * step).float().mean() < 0.05
+    assert ((fused - expected).abs() > 0.1 * step).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("kind, size", [("timm:mobilenetv3_small_050", 64), ("torchvision:shufflenet_v2_x0_5", 64),
+                                        ("torchvision:squeezenet1_1", 64), ("digits_resnet", 8)])  # fmt: skip
+def test_common_networks(kind, size, tmp_path):
+    x = torch.randn(3, 1 if kind == "digits_resnet" else 3, size, size)
+    model = trace(build_model(kind), x)
+    with torch.no_grad():
+        expected = model(x)
+    assert torch.allclose(exported(model, x, tmp_path, "int8"), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (lambda x: torch.cumsum(x, 1), r"cumsum.*calls cumsum, which is none of .*conv2d"),
+        (lambda x: x * x.size(0), r"mul.*depends on the size of the batch"),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), r"adaptive_avg_pool2d.*only whole windows"),
+        (lambda x: F.interpolate(x, size=(4, 4), mode="bicubic"), r"mode=bicubic"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), r"rounding_mode=floor"),
+        (lambda x: x.chunk(2, 0)[0], r"splits the batch"),
+    ],
+)
+def test_what_cannot_be_written_is_named(function, reason, tmp_path):
+    graph = trace(Apply(function), images(4))
+    with pytest.raises(ExportError, match=reason):
+        export_onnx(graph, images(4), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(ExportError, match=r"'0' \(LPPool2d\) is none of the modules.*AvgPool2d"):
+        export_onnx(trace(nn.Sequential(nn.LPPool2d(2, 2)), images(4)), images(4), tmp_path / "model.onnx")
