@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,6 +30,7 @@ from qdrop.quantization.state import (
 )
 from qdrop.solver.cache import ActivationCache, Pair, run_all
 from qdrop.solver.loss import RoundingLoss, reconstruction_loss
+from qdrop.solver.run_folder import peak_memory_mb
 
 CHECK_EVERY = 100
 """Iterations between two readings of the loss: each waits for the device."""
@@ -66,6 +68,18 @@ class UnitReport:
     """Share of the weights, 0 to 1, that are not rounded to the nearest."""
     seconds: float
     """Wall time."""
+    peak_memory_mb: float
+    """Most memory held so far."""
+
+
+class Finished(Protocol):
+    """Keeps finished units, for a run that is interrupted and started again."""
+
+    def restore(self, name: str, unit: nn.Module) -> UnitReport | None:
+        """Give a unit what it learned; its report, or None if it is not finished."""
+
+    def keep(self, unit: nn.Module, report: UnitReport) -> None:
+        """Keep what a unit has learned."""
 
 
 Watcher = Callable[[Step], None]
@@ -156,6 +170,7 @@ def reconstruct(
     seed: int,
     device: torch.device,
     watch: Callable[[str, Step], None] | None = None,
+    finished: Finished | None = None,
 ) -> Iterator[UnitReport]:
     """Reconstruct every unit of a calibrated model, in order; yields a report after each.
 
@@ -170,6 +185,7 @@ def reconstruct(
         seed: Seed; a unit's randomness depends on it and the unit's name alone.
         device: Where to compute.
         watch: Called with the unit's name after each iteration.
+        finished: Units finished before, which are not learned again; each one finished here is added.
 
     Yields:
         A report per unit, after which the unit's weights are settled.
@@ -184,9 +200,12 @@ def reconstruct(
         started = time.perf_counter()
         inputs = [cache[name] for name in part.inputs]
         full = _run(part, [pair.full for pair in inputs], config, device, quantized=False)
-        if part.unit is None:
+        done = finished.restore(part.name, part.module) if finished is not None and part.unit is not None else None
+        if part.unit is None or done is not None:
             rounded = _run(part, [pair.quantized for pair in inputs], config, device, quantized=True)
             cache.advance(index, part, full, rounded)
+            if done is not None:
+                yield done
             continue
         before = _distance(part, inputs[0].quantized, full[0], config, device)
         generator = unit_generator(seed, part.name, device)
@@ -194,7 +213,11 @@ def reconstruct(
         rounded = _run(part, [inputs[0].quantized], config, device, quantized=True)
         after = _loss_over(rounded[0], full[0], config.batch_size)
         cache.advance(index, part, full, rounded)
-        yield UnitReport(part.name, part.unit.kind, before, after, flipped, time.perf_counter() - started)
+        seconds, memory = time.perf_counter() - started, peak_memory_mb(device)
+        report = UnitReport(part.name, part.unit.kind, before, after, flipped, seconds, memory)
+        if finished is not None:
+            finished.keep(part.module, report)
+        yield report
 
 
 def _reconstruct_part(
