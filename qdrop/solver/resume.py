@@ -22,12 +22,15 @@ from qdrop.files import write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.recon import UnitReport
-from qdrop.solver.run_folder import revision
+from qdrop.solver.run_folder import installed_version, revision
 
 FORMAT = "qdrop-unit"
 VERSION = 1
 IDENTITY = "run.json"
 """In the folder: what the run was, see :func:`identity`."""
+
+VERSIONS = ("torch", "qdrop", "revision")
+"""Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
 
 log = logging.getLogger("qdrop")
 
@@ -53,8 +56,7 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
         "the plan": checksum({"plan": json.dumps(plan.to_dict())}, {}),
         "the weights": checksum({}, weights),
         "the calibration images": checksum({}, {"images": images.cpu().contiguous()}),
-        "torch": torch.__version__,
-        "qdrop's revision": revision(),
+        **dict(zip(VERSIONS, (torch.__version__, installed_version("qdrop"), revision()), strict=True)),
     }
 
 
@@ -136,13 +138,15 @@ class FinishedUnits:
         """Refuse to mix two runs, and to throw finished work away unasked."""
         before = json.loads((self._folder / IDENTITY).read_text(encoding="utf-8"))
         differing = [key for key in sorted({*before, *run}) if before.get(key) != run.get(key)]
-        if differing:
-            told = ", ".join(_difference(key, before, run) for key in differing)
+        told = [_difference(key, before, run) for key in differing if key not in VERSIONS]
+        if told:
             raise ResumeError(
-                f"{self._folder} holds {len(self)} finished units of an interrupted run that was another one: {told}."
-                " Start it with the same settings to go on; or set process.out to another folder, or delete this one,"
-                " to start afresh"
+                f"{self._folder} holds {len(self)} finished units of an interrupted run that was another one:"
+                f" {', '.join(told)}. Start it with the same settings to go on; or set process.out to another folder,"
+                " or delete this one, to start afresh"
             )
+        for key in differing:
+            log.warning("the finished units are of another version: %s", _difference(key, before, run))
 
 
 def _learned(unit: nn.Module) -> dict[str, Tensor]:
