@@ -22,6 +22,7 @@ setup(
         "matplotlib>=3.9",
         "omegaconf>=2.3",
         "pydantic>=2.9",
+        "psutil>=5.9",
         "pyyaml>=6.0",
         "rich>=13.7",
         "safetensors>=0.4.5",

@@ -80,6 +80,17 @@ class LayerBits:
 
 
 @dataclass(config=STRICT, frozen=True)
+class CacheConfig:
+    """Where the activations of all calibration images are kept while the units are reconstructed."""
+
+    device: Literal["auto", "gpu", "cpu", "disk"] = "auto"
+    """gpu: beside the model; cpu: main memory; disk: memory-mapped files in the run folder, removed afterwards;
+    auto: the nearest of these with room. Where memory runs out all the same, one place further away."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision they are stored in; a batch is float32 again."""
+
+
+@dataclass(config=STRICT, frozen=True)
 class ReconConfig:
     """Reconstruction, unit by unit."""
 
@@ -98,7 +109,8 @@ class ReconConfig:
     b_range: tuple[Positive, Positive] = (20.0, 2.0)
     """Exponent of the rounding term, from its first value down to its last."""
     keep_gpu: bool = True
-    """Keep the cached activations on the GPU; otherwise in main memory."""
+    """Keep the cached activations on the GPU where there is room; false: cache.device = auto means main memory
+    or, without room there, disk."""
     round_mode: Literal["learned_hard_sigmoid"] = "learned_hard_sigmoid"
     """How rounding is learned: a clipped sigmoid stretched beyond 0 and 1."""
     drop_prob: Fraction = 0.5
@@ -106,8 +118,19 @@ class ReconConfig:
     full-precision value is used. The name is that of the published configs."""
     input_prob: Fraction | None = None
     """Probability of KEEPING the quantized value at a unit's input (1.0: never drop); null: as drop_prob."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the iteration of a unit; auto: where that saves more time than it takes."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of the layers during reconstruction; losses and what is learned stay in float32. tf32: GPU only."""
     granularity: Literal["block", "layer"] = "block"
     """A unit is a residual block (or a layer outside any), or always a single layer."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where activations are kept, and how precisely."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: object) -> object:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("b_range")
     @classmethod
@@ -115,6 +138,13 @@ class ReconConfig:
         if b_range[0] < b_range[1]:
             raise ValueError("expected the larger value first, as in [20, 2]")
         return b_range
+
+    @field_validator("cache")
+    @classmethod
+    def _agrees_with_keep_gpu(cls, cache: CacheConfig, info: ValidationInfo) -> CacheConfig:
+        if cache.device == "gpu" and info.data.get("keep_gpu") is False:
+            raise ValueError("device = gpu contradicts quant.recon.keep_gpu = false; remove one of them")
+        return cache
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -359,6 +359,14 @@ def test_parse_args(write):
         parse_args(["quant.w_qconfig.bit=3"])
 
 
+def test_cache_on_the_gpu_contradicts_keep_gpu():
+    recon = {"keep_gpu": False, "cache": {"device": "gpu"}}
+    with pytest.raises(ConfigError, match=r"quant\.recon\.cache.*contradicts quant\.recon\.keep_gpu = false"):
+        config_from_dict({"quant": {"recon": recon}})
+    recon["cache"]["device"] = "disk"
+    assert config_from_dict({"quant": {"recon": recon}}).quant.recon.cache.device == "disk"
+
+
 def test_help_lists_every_field_with_its_meaning(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_args(["--help"])
@@ -389,3 +397,11 @@ def test_every_key_of_a_config_is_in_help():
 
 def test_help_keeps_to_the_width():
     assert max(map(len, settings_help(80).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_compile_is_read_as_written(write, written, read):
+    """YAML takes a bare on and off for true and false."""
+    path = write(f"quant: {{recon: {{compile: {written}}}}}")
+    assert load_config(path).quant.recon.compile == read
+    assert load_config(path, [f"quant.recon.compile={written}"]).quant.recon.compile == read

@@ -133,7 +133,7 @@ def fake_quantize(
             QDrop's random drop (Wei et al., ICLR 2022, eq. 6).
 
     Returns:
-        The rounded values, shape of `x`.
+        The rounded values, shape of `x`, in the type of `scale`: float32 also behind a layer in bfloat16.
     """
-    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)
+    out: Tensor = _FakeQuantize.apply(x.to(scale.dtype), scale, zero_point, qmin, qmax, keep)
     return out

@@ -1,4 +1,4 @@
-"""The quantizer modules: one template `forward`, four ways to round, and QDrop's random drop."""
+"""The quantizer modules: one template `forward`, four ways to round."""
 
 from typing import cast
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qdrop.quantization.affine import MIN_SCALE, along_channels, fake_quantize, scale_from_range
+from qdrop.quantization.drop import Drop
 from qdrop.quantization.observer import OBSERVERS, Observer
 from qdrop.quantization.spec import Kind, QuantizerSpec
 
@@ -13,37 +14,6 @@ STRETCH = 1.2
 """Width of the stretched sigmoid that relaxes rounding (Nagel et al., AdaRound, ICML 2020, eq. 23)."""
 SHIFT = -0.1
 """Its lower end, so that 0 and 1 are reached and not only approached."""
-
-
-class Drop:
-    """Keeps each quantized value with probability `prob`, else leaves the full-precision one in its place.
-
-    Args:
-        prob: The published `drop_prob`: the probability of KEEPING the quantized value. 1.0 never drops,
-            0.0 always does.
-        generator: Source of the randomness, on the device of the tensors.
-    """
-
-    _LEVELS = 1 << 16
-
-    def __init__(self, prob: float, generator: torch.Generator) -> None:
-        self.prob = prob
-        self.generator = generator
-
-    def mask(self, like: Tensor) -> Tensor:
-        """A mask of 0 and 1, shape and device of `like`; the chance of 1 is `prob`, to 1/65536.
-
-        Four elements share one 64-bit random number: `bernoulli_` would cost more than a convolution here.
-        """
-        words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-        words.random_(-(2**63), None, generator=self.generator)
-        bits = words.view(torch.int16)[: like.numel()].view(like.shape)
-        threshold = round(self.prob * self._LEVELS) - self._LEVELS // 2
-        return (bits < threshold).to(like.dtype) if self.prob < 1 else torch.ones_like(like)
-
-    def mix(self, quantized: Tensor, full: Tensor) -> Tensor:
-        """Each element of `quantized` with probability `prob`, else of `full` (same shape)."""
-        return quantized if self.prob == 1 else torch.lerp(full, quantized, self.mask(full))
 
 
 class FakeQuantize(nn.Module):

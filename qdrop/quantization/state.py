@@ -1,7 +1,7 @@
 """What is on: observing, quantizing, dropping, learning the rounding. Scopes that always restore.
 
 with quantizing(model):                            # weights and activations on their grids
-    with dropping(model, Drop(0.5, generator)):    # half of each activation left in full precision
+    with dropping(model, Drop(0.5, stream(generator))):    # half of each activation left in full precision
         out = model(x)
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, Drop, FakeQuantize
+from qdrop.quantization.drop import Drop
+from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
 from qdrop.quantization.quantized_module import QuantizedModule
 from qdrop.quantization.spec import Kind
 

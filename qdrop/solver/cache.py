@@ -7,14 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from qdrop.quantization.convert import Segment, reads
+from qdrop.solver.storage import Storage, Stored
+
+Value = Tensor | Stored
+"""Rows `[N, ...]`, one for each calibration image, that are read by slice or by number."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """One value for all calibration images `[N, ...]`: in the full-precision network and in the quantized."""
 
-    full: Tensor
-    quantized: Tensor
+    full: Value
+    quantized: Value
 
 
 class ActivationCache:
@@ -26,42 +30,62 @@ class ActivationCache:
         parts: All segments, in order.
     """
 
-    def __init__(self, images: Tensor, name: str, parts: list[Segment]) -> None:
+    def __init__(self, images: Value, name: str, parts: list[Segment]) -> None:
         self._last_reader = reads(parts)
         self._values = {name: Pair(images, images)}
 
     def __getitem__(self, name: str) -> Pair:
         return self._values[name]
 
-    def advance(self, index: int, part: Segment, full: tuple[Tensor, ...], quantized: tuple[Tensor, ...]) -> None:
+    def forget_full(self, index: int) -> None:
+        """Drop the full-precision values that only segment `index` and earlier ones read, once it has done so."""
+        for name in self._read_until(index):
+            quantized = self._values[name].quantized
+            self._values[name] = Pair(quantized, quantized)
+
+    def advance(self, index: int, part: Segment, full: Sequence[Value], quantized: Sequence[Value]) -> None:
         """Store what segment `index` wrote; drop what only it and earlier ones read."""
         for name, f, q in zip(part.outputs, full, quantized, strict=True):
             self._values[name] = Pair(f, q)
-        for name in [n for n in self._values if self._last_reader.get(n, -1) <= index]:
+        for name in self._read_until(index):
             del self._values[name]
+
+    def _read_until(self, index: int) -> list[str]:
+        return [name for name in self._values if self._last_reader.get(name, -1) <= index]
 
 
 @torch.no_grad()
-def run_all(module: nn.Module, inputs: Sequence[Tensor], batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Run `module` over all calibration images in batches; results stay where the inputs are.
+def run_all(
+    module: nn.Module,
+    inputs: Sequence[Value],
+    batch_size: int,
+    device: torch.device,
+    storage: Storage | None = None,
+) -> tuple[Value, ...]:
+    """Run `module` over all calibration images in batches.
 
     Args:
         module: Takes `inputs` in order, returns a tensor or a tuple of them.
         inputs: Values of all images, `[N, ...]` each.
         batch_size: Images at a time.
         device: Where the module is.
+        storage: Where results are kept; None: where the inputs are.
 
     Returns:
         Its outputs for all images, `[N, ...]` each.
     """
     home, count = inputs[0].device, len(inputs[0])
-    results: list[Tensor] = []
+    results: list[Value] = []
     for start in range(0, count, batch_size):
         batch = [value[start : start + batch_size].to(device) for value in inputs]
         out = module(*batch)
         outs = out if isinstance(out, tuple) else (out,)
         if not results:  # allocated once: collecting parts and joining them would need the memory twice
-            results = [torch.empty((count, *o.shape[1:]), dtype=o.dtype, device=home) for o in outs]
+            shapes = [(count, *o.shape[1:]) for o in outs]
+            results = [
+                torch.empty(shape, dtype=o.dtype, device=home) if storage is None else storage.new(shape, o.dtype)
+                for shape, o in zip(shapes, outs, strict=True)
+            ]
         for result, o in zip(results, outs, strict=True):
-            result[start : start + len(o)] = o.to(home)
+            result[start : start + len(o)] = o
     return tuple(results)

@@ -1,5 +1,6 @@
 """The loss of a unit: distance to the full-precision output, plus the push of the rounding to 0 or 1."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,24 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     return (error * error).sum() / (error.numel() / error.shape[1])
 
 
-@dataclass(frozen=True)
-class RoundingLoss:
+def rounding_loss(roundings: Sequence[AdaRoundFakeQuantize], weight: Tensor, beta: Tensor) -> Tensor:
     """`weight * sum(1 - abs(2h - 1)^beta)` over a unit's weights (Nagel et al., AdaRound, 2020, eq. 24).
+
+    Args:
+        roundings: The unit's weight quantizers.
+        weight: Weight of the term, a scalar.
+        beta: Its exponent, a scalar.
+
+    Returns:
+        A scalar; 0 without weights.
+    """
+    terms = [(1 - (2 * r.soft_rounding() - 1).abs().pow(beta)).sum() for r in roundings]
+    return weight * torch.stack(terms).sum() if terms else weight * 0
+
+
+@dataclass(frozen=True)
+class RoundingSchedule:
+    """Weight and exponent of the rounding term from iteration to iteration.
 
     Off for the first `warm_up` share of the iterations, then beta falls linearly from `b_range[0]`, which
     leaves all but the undecided roundings free, to `b_range[1]`.
@@ -39,18 +55,10 @@ class RoundingLoss:
     iters: int
     """Number of iterations."""
 
-    def beta(self, iteration: int) -> float | None:
-        """Beta at `iteration` (1 to `iters`), or None while the term is off."""
+    def __call__(self, iteration: int) -> tuple[float, float]:
+        """Weight and beta at `iteration` (1 to `iters`); while the term is off its weight is 0."""
         start = self.warm_up * self.iters
         if iteration < start:
-            return None
+            return 0.0, self.b_range[0]
         left = 1 - (iteration - start) / (self.iters - start)
-        return self.b_range[1] + (self.b_range[0] - self.b_range[1]) * max(0.0, left)
-
-    def __call__(self, roundings: list[AdaRoundFakeQuantize], iteration: int) -> Tensor | None:
-        """The term at `iteration` (1 to `iters`), a scalar; None while it is off."""
-        beta = self.beta(iteration)
-        if beta is None or not roundings:
-            return None
-        terms = [(1 - (2 * r.soft_rounding() - 1).abs().pow(beta)).sum() for r in roundings]
-        return self.weight * torch.stack(terms).sum()
+        return self.weight, self.b_range[1] + (self.b_range[0] - self.b_range[1]) * max(0.0, left)

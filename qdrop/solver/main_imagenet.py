@@ -33,9 +33,11 @@ from qdrop.solver.imagenet_util import (
     validation_loader,
 )
 from qdrop.solver.progress import UnitProgress
-from qdrop.solver.recon import ReconstructionError, reconstruct
+from qdrop.solver.recon import reconstruct
 from qdrop.solver.resume import FinishedUnits, ResumeError, identity
 from qdrop.solver.run_folder import RESUME, RunFolder, logging_to, peak_memory_mb, portable
+from qdrop.solver.storage import CacheError
+from qdrop.solver.unit import ReconstructionError
 
 log = logging.getLogger("qdrop")
 
@@ -49,6 +51,7 @@ USER_ERRORS = (
     CheckpointError,
     ResumeError,
     ReconstructionError,
+    CacheError,
     OSError,
 )
 """What goes wrong through settings, files or data; shown without a traceback."""
@@ -143,7 +146,7 @@ def run(config: Config, out: Path) -> Result:
     started = time.perf_counter()
     if recon is not None:
         with UnitProgress(len(plan.units) - len(finished), recon.iters) as progress:
-            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, finished):
+            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out, finished):
                 folder.log(asdict(report))
                 log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
     seconds_reconstruct = time.perf_counter() - started + finished.seconds

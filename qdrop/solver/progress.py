@@ -5,7 +5,7 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qdrop.solver.recon import Step
+from qdrop.solver.unit import Step
 
 REFRESH = 100
 """Iterations between two updates: each reads the loss, which waits for the device."""

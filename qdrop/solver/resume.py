@@ -32,6 +32,9 @@ IDENTITY = "run.json"
 VERSIONS = ("torch", "qdrop", "revision")
 """Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
 
+HOW = ("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile")
+"""Settings of where and how fast to compute: free to change, as are `process.device` and `process.threads`."""
+
 log = logging.getLogger("qdrop")
 
 
@@ -40,7 +43,7 @@ class ResumeError(ValueError):
 
 
 def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) -> dict[str, Any]:
-    """All that the learned values depend on, as plain data; device and threads, which move the last bit, are left out.
+    """All that the learned values depend on, as plain data; what at most moves their last bit is left out.
 
     Args:
         config: The run's settings.
@@ -52,7 +55,7 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
     settings = {"quant": data["quant"], "process.seed": config.process.seed, "data.batch_size": config.data.batch_size}
     weights = {name: value.detach().cpu().contiguous() for name, value in graph.state_dict().items()}
     return {
-        **dict(_flat(settings)),
+        **{key: value for key, value in _flat(settings) if key not in HOW},
         "the plan": checksum({"plan": json.dumps(plan.to_dict())}, {}),
         "the weights": checksum({}, weights),
         "the calibration images": checksum({}, {"images": images.cpu().contiguous()}),

@@ -5,10 +5,10 @@ import torch
 from networks import activation_spec, weight_spec
 from torch import nn
 
+from qdrop.quantization.drop import Drop, stream
 from qdrop.quantization.fake_quant import (
     QUANTIZERS,
     AdaRoundFakeQuantize,
-    Drop,
     FixedFakeQuantize,
     LSQFakeQuantize,
     LSQPlusFakeQuantize,
@@ -31,7 +31,7 @@ def random(shape, seed=0):
 
 
 def drop(prob, seed=0):
-    return Drop(prob, torch.Generator().manual_seed(seed))
+    return Drop(prob, stream(torch.Generator().manual_seed(seed)))
 
 
 def adaround(shape=(4, 30), bit=2, **kwargs):

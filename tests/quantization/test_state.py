@@ -2,7 +2,7 @@ import pytest
 import torch
 from networks import images, network, quantized
 
-from qdrop.quantization.fake_quant import Drop
+from qdrop.quantization.drop import Drop, stream
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import (
     adarounds,
@@ -37,7 +37,7 @@ def is_off(model):
 
 
 def a_drop(prob=0.5):
-    return Drop(prob, torch.Generator().manual_seed(0))
+    return Drop(prob, stream(torch.Generator().manual_seed(0)))
 
 
 SCOPES = {

@@ -23,7 +23,7 @@ from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import Plan, make_plan
 from qdrop.quantization.state import calibrating, quantizing
 from qdrop.solver.cache import ActivationCache, run_all
-from qdrop.solver.recon import reconstruct_unit
+from qdrop.solver.unit import reconstruct_unit
 
 CPU = torch.device("cpu")
 ROUNDING_WEIGHT = {"res18": 0.01, "mnv2": 0.1}
@@ -68,8 +68,7 @@ class Run:
                 steps = []
                 batches = iter([(torch.arange(8) + 8 * i) % 32 for i in range(20)])
                 reconstruct_unit(part.module, inputs[0], full[0], config, torch.Generator(), batches, steps.append)
-                none = torch.zeros(())
-                losses = [[s.reconstruction, none if s.rounding is None else s.rounding] for s in steps]
+                losses = [[s.reconstruction, s.rounding] for s in steps]
                 traces.append(torch.tensor(losses, dtype=torch.float64))
             if len(traces) == units:
                 break

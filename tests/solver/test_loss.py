@@ -3,7 +3,7 @@ import torch
 from networks import weight_spec
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.solver.loss import RoundingLoss, reconstruction_loss
+from qdrop.solver.loss import RoundingSchedule, reconstruction_loss, rounding_loss
 
 
 def random(*shape, seed=0):
@@ -33,47 +33,51 @@ def test_reconstruction_loss_gradient():
 
 
 @pytest.mark.parametrize(("iters", "warm_up"), [(20, 0.2), (100, 0.2), (20000, 0.2), (10, 0.0), (50, 0.5), (7, 0.3)])
-def test_beta(iters, warm_up):
+def test_schedule(iters, warm_up):
     """Design, section 3: counted from 1, on from t = warm_up*T, from 20 down to 2 in equal steps."""
-    loss = RoundingLoss(0.01, warm_up, (20.0, 2.0), iters)
+    schedule = RoundingSchedule(0.01, warm_up, (20.0, 2.0), iters)
     for t in range(1, iters + 1):
+        weight, beta = schedule(t)
         if t < warm_up * iters:
-            assert loss.beta(t) is None
+            assert weight == 0
         else:
             expected = 2 + 18 * (1 - (t - warm_up * iters) / ((1 - warm_up) * iters))
-            assert loss.beta(t) == pytest.approx(expected)
-    assert loss.beta(iters) == pytest.approx(2)
+            assert (weight, beta) == (0.01, pytest.approx(expected))
+    assert schedule(iters)[1] == pytest.approx(2)
 
 
 def test_published_schedule():
-    loss = RoundingLoss(0.01, 0.2, (20.0, 2.0), 20000)
-    assert loss.beta(3999) is None
-    assert [loss.beta(t) for t in (4000, 12000, 20000)] == pytest.approx([20, 11, 2])
+    schedule = RoundingSchedule(0.01, 0.2, (20.0, 2.0), 20000)
+    assert schedule(3999)[0] == 0
+    assert [schedule(t)[1] for t in (4000, 12000, 20000)] == pytest.approx([20, 11, 2])
 
 
-def test_off_during_warm_up_and_without_weights():
-    loss = RoundingLoss(0.01, 0.5, (20.0, 2.0), 10)
-    assert loss([rounding()], 4) is None
-    assert loss([rounding()], 5) is not None
-    assert loss([], 10) is None
+def loss_of(layers, weight=1.0, beta=2.0):
+    return rounding_loss(layers, torch.tensor(weight), torch.tensor(beta))
 
 
-@pytest.mark.parametrize("t", [2, 5, 10])
-def test_rounding_loss(t):
+@pytest.mark.parametrize("beta", [2.0, 7.5, 20.0])
+def test_rounding_loss(beta):
     layers = [rounding(), rounding((3, 2, 3, 3), seed=1)]
-    loss = RoundingLoss(0.3, 0.2, (20.0, 2.0), 10)
     expected = 0.0
     for layer in layers:
         h = (1.2 * torch.sigmoid(layer.alpha) - 0.1).clamp(0, 1)
-        expected = expected + (1 - (2 * h - 1).abs() ** loss.beta(t)).sum()
-    torch.testing.assert_close(loss(layers, t), 0.3 * expected)
+        expected = expected + (1 - (2 * h - 1).abs() ** beta).sum()
+    torch.testing.assert_close(loss_of(layers, 0.3, beta), 0.3 * expected)
+
+
+def test_rounding_loss_without_weights_or_weight():
+    layer = rounding()
+    assert loss_of([]) == 0
+    loss_of([layer], weight=0.0).backward()
+    assert (layer.alpha.grad == 0).all()
 
 
 def test_rounding_loss_pushes_to_the_nearer_end():
     layer = rounding((2,))
     with torch.no_grad():
         layer.alpha.copy_(torch.tensor([-0.5, 0.5]))
-    RoundingLoss(1.0, 0.0, (20.0, 2.0), 10)([layer], 10).backward()
+    loss_of([layer]).backward()
     assert layer.alpha.grad[0] > 0 > layer.alpha.grad[1]
 
 
@@ -81,13 +85,13 @@ def test_rounding_loss_is_zero_when_settled():
     layer = rounding((2,))
     with torch.no_grad():
         layer.alpha.copy_(torch.tensor([-9.0, 9.0]))
-    assert RoundingLoss(1.0, 0.0, (20.0, 2.0), 10)([layer], 10) == 0
+    assert loss_of([layer]) == 0
 
 
 def test_rounding_loss_is_finite_everywhere():
     layer = rounding((1001,))
     with torch.no_grad():
         layer.alpha.copy_(torch.linspace(-40, 40, 1001))
-    value = RoundingLoss(1.0, 0.0, (20.0, 2.0), 10)([layer], 1)
+    value = loss_of([layer], beta=20.0)
     value.backward()
     assert value.isfinite() and layer.alpha.grad.isfinite().all()

@@ -24,6 +24,7 @@ from qdrop.solver import run_folder
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.resume import FinishedUnits, ResumeError, identity
+from qdrop.solver.unit import reconstruct_unit
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
@@ -140,20 +141,18 @@ def test_goes_on_behind_the_last_finished_unit(units, tmp_path, whole, monkeypat
     config = load_config(CONFIG, SHORT)
     interrupted(tmp_path, config, monkeypatch, units)
     learned = []
-    monkeypatch.setattr("qdrop.solver.recon._settle", _watched(learned))
+    monkeypatch.setattr("qdrop.solver.recon.reconstruct_unit", _watched(learned))
     run(config, tmp_path)
     assert len(learned) == 8 - units
     assert outcome(tmp_path) == whole
 
 
 def _watched(calls):
-    from qdrop.solver.recon import _settle
-
-    def settle(unit):
+    def learn(unit, *args, **kwargs):
         calls.append(unit)
-        return _settle(unit)
+        return reconstruct_unit(unit, *args, **kwargs)
 
-    return settle
+    return learn
 
 
 def test_a_damaged_unit_is_learned_again(tmp_path, whole, monkeypatch, caplog):
@@ -186,7 +185,10 @@ def test_another_run_does_not_go_on_and_destroys_nothing(override, told, tmp_pat
 
 def test_what_does_not_change_the_outcome_may_change(tmp_path, monkeypatch):
     interrupted(tmp_path, load_config(CONFIG, SHORT), monkeypatch, 2)
-    run(load_config(CONFIG, [*SHORT, "process.threads=1", "data.num_workers=0", "data.val_limit=50"]), tmp_path)
+    run(
+        load_config(CONFIG, [*SHORT, "process.threads=1", "quant.recon.cache.device=disk", "data.val_limit=50"]),
+        tmp_path,
+    )
     assert json.loads((tmp_path / "result.json").read_text())["validation_images"] == 50
 
 

@@ -1,0 +1,107 @@
+"""The reconstruction step written the plain way, straight from the formulas: what the fast one is compared with.
+
+Every quantizer is a chain of element-wise operations that autograd follows, the drop is a fresh `rand_like` and a
+`where`; formulas as in qdrop/quantization.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from qdrop.config import ReconConfig
+from qdrop.quantization.affine import along_channels
+from qdrop.quantization.fake_quant import SHIFT, STRETCH, AdaRoundFakeQuantize, FakeQuantize
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import quantizers
+from qdrop.solver.cache import Pair
+
+
+def _round(x: Tensor) -> Tensor:
+    """Rounding with the gradient of the identity."""
+    return (x.round() - x).detach() + x
+
+
+class PlainActivation(nn.Module):
+    """LSQ with the random drop."""
+
+    zero_point: Tensor
+
+    def __init__(self, quantizer: FakeQuantize, keep: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(quantizer.scale.detach().clone())
+        self.register_buffer("zero_point", quantizer.zero_point.detach().clone())
+        self.qmin, self.qmax, self.keep = quantizer.qmin, quantizer.qmax, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        factor = (x.numel() * self.qmax) ** -0.5
+        scale = (self.scale - self.scale * factor).detach() + self.scale * factor
+        level = torch.clamp(_round(x / scale) + self.zero_point, self.qmin, self.qmax)
+        out = (level - self.zero_point) * scale
+        return torch.where(torch.rand_like(x) < self.keep, out, x)
+
+
+class PlainWeight(nn.Module):
+    """AdaRound."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: AdaRoundFakeQuantize) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(quantizer.alpha.detach().clone())
+        axis = quantizer.spec.ch_axis
+        self.register_buffer("scale", along_channels(quantizer.scale, quantizer.alpha, axis).clone())
+        self.register_buffer("zero_point", along_channels(quantizer.zero_point, quantizer.alpha, axis).clone())
+        self.qmin, self.qmax = quantizer.qmin, quantizer.qmax
+
+    def soft_rounding(self) -> Tensor:
+        """Shape of the weight, 0 to 1."""
+        return torch.clamp(torch.sigmoid(self.alpha) * STRETCH + SHIFT, 0, 1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Any shape."""
+        level = torch.floor(weight / self.scale) + self.soft_rounding()
+        return (torch.clamp(level + self.zero_point, self.qmin, self.qmax) - self.zero_point) * self.scale
+
+
+def plain(unit: fx.GraphModule, keep: float) -> fx.GraphModule:
+    """A copy of a calibrated unit with plain quantizers, always on."""
+    twin = copy.deepcopy(unit)
+    for quantizer in quantizers(twin):
+        if isinstance(quantizer, AdaRoundFakeQuantize):
+            twin.set_submodule(quantizer.spec.name, PlainWeight(quantizer))
+        elif quantizer.spec.kind is Kind.ACTIVATION:
+            twin.set_submodule(quantizer.spec.name, PlainActivation(quantizer, keep))
+    return twin
+
+
+def plain_step(unit: fx.GraphModule, inputs: Pair, target: Tensor, config: ReconConfig) -> Callable[[], None]:
+    """One iteration each time it is called, the rounding term on.
+
+    Args:
+        unit: What :func:`plain` returned.
+        inputs: The unit's input for all images `[N, ...]`, in both networks.
+        target: Its full-precision output `[N, ...]`.
+        config: Batch size, rates, drop probability.
+    """
+    weights = [m for m in unit.modules() if isinstance(m, PlainWeight)]
+    scales = [m.scale for m in unit.modules() if isinstance(m, PlainActivation)]
+    optimizers = [torch.optim.Adam([m.alpha for m in weights], config.round_lr)]
+    optimizers += [torch.optim.Adam(scales, config.scale_lr)] if scales else []
+    full, quantized = inputs.full[:], inputs.quantized[:]
+
+    def step() -> None:
+        rows = torch.randperm(len(target), device=target.device)[: config.batch_size]
+        given = torch.where(torch.rand_like(full[rows]) < config.drop_prob, quantized[rows], full[rows])
+        error = (unit(given) - target[rows]).pow(2).sum(1).mean()
+        penalty = sum((1 - (m.soft_rounding() * 2 - 1).abs().pow(config.b_range[0])).sum() for m in weights)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (error + config.weight * penalty).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step

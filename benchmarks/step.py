@@ -1,0 +1,129 @@
+"""Reconstruction step against a bare training step of the same block.
+
+One iteration of reconstruction (gather a batch, drop, quantizers, forward, both losses, backward, Adam), compiled
+and not, over one of a bare float training step (gather, forward, squared error, backward, Adam). Beside it the step
+written the plain way, from the formulas, as the published code does: benchmarks/plain_step.py.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from benchmarks.common import Outcome, Table, axes, bars, interleaved, main
+from benchmarks.plain_step import plain, plain_step
+from qdrop.config import QuantConfig, ReconConfig
+from qdrop.models import build_model
+from qdrop.quantization.convert import quantize_graph, segments
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import make_plan
+from qdrop.quantization.quantized_module import QuantizedModule
+from qdrop.solver.cache import Pair, run_all
+from qdrop.solver.calibrate import calibrate
+from qdrop.solver.unit import iterations
+
+BATCH = 32
+IMAGES = 64
+TARGETS = {"compiled": 1.15, "eager": 1.6}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block of a network."""
+
+    label: str
+    network: str
+    unit: str
+    size: int
+    """Height and width of the network's input."""
+    shape: tuple[int, int, int]
+    """The block's input, `[C, H, W]`."""
+
+
+CASES = (
+    Case("CIFAR block\n16x32x32", "resnet20", "layer1.0", 32, (16, 32, 32)),
+    Case("ResNet-18 layer1\n64x56x56", "resnet18", "layer1.0", 224, (64, 56, 56)),
+    Case("MobileNetV2\n32x28x28", "mobilenetv2", "features.5", 224, (32, 28, 28)),
+    Case("ResNet-50\n512x28x28", "resnet50", "layer2.1", 224, (512, 28, 28)),
+)
+
+
+def block(case: Case, device: torch.device) -> tuple[fx.GraphModule, Pair, Tensor]:
+    """The calibrated block with random weights, its inputs in both networks and its output, for `IMAGES` images."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, case.size, case.size)
+    graph = trace(build_model(case.network, {}, None).eval(), images)
+    plan = make_plan(graph, QuantConfig())
+    model = quantize_graph(graph, plan).to(device)
+    calibrate(model, images, 2, device)
+    part = next(part for part in segments(model, plan) if part.name == case.unit)
+    full = torch.randn(IMAGES, *case.shape, device=device).relu()
+    inputs = Pair(full, full + 0.01 * torch.randn_like(full))
+    return part.module, inputs, run_all(part.module, (full,), 8, device)[0][:]
+
+
+def bare_step(unit: fx.GraphModule, full: Tensor, target: Tensor) -> Callable[[], None]:
+    """One iteration of training the float block each time it is called."""
+    unit = copy.deepcopy(unit)
+    layers = [m for m in unit.modules() if isinstance(m, QuantizedModule)]
+    learned = [p.requires_grad_() for layer in layers for p in layer.parameters(recurse=False)]
+    optimizer = torch.optim.Adam(learned, lr=1e-6)
+
+    def step() -> None:
+        rows = torch.randint(len(target), (BATCH,), device=target.device)
+        optimizer.zero_grad()
+        (unit(full[rows]) - target[rows]).pow(2).sum(1).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Callable[[], object]]:
+    """What is timed, each a call for one iteration."""
+    unit, inputs, target = block(case, device)
+    made: dict[str, Callable[[], object]] = {"bare": bare_step(unit, inputs.full[:], target)}
+    base = ReconConfig(iters=rounds + 100, warm_up=0.0)
+    for name, config in (("compiled", replace(base, compile="on")), ("eager", replace(base, compile="off"))):
+        steps = iterations(copy.deepcopy(unit), inputs, target, config, torch.Generator(device).manual_seed(0))
+        made[name] = steps.__next__
+    made["plain"] = plain_step(plain(unit, 0.5), inputs, target, ReconConfig())
+    return made
+
+
+def measure(args: argparse.Namespace) -> Outcome:
+    """All cases, or the small ones if `args.quick`."""
+    cases = (CASES[0], CASES[2]) if args.quick else CASES
+    figures: dict[str, float] = {}
+    rows: list[tuple[str, ...]] = []
+    ratios: dict[str, list[float]] = {"compiled": [], "eager": [], "plain": []}
+    for case in cases:
+        rounds = 15 if args.quick else (61 if case is CASES[0] else 21)
+        timed = interleaved(candidates(case, args.device, rounds), rounds, args.device, warm_up=3)
+        key = f"{case.network}.{case.unit}"
+        figures[f"{key}.bare.ms"] = 1e3 * timed.median("bare")
+        for name, found in ratios.items():
+            found.append(timed.ratio(name, "bare"))
+            figures[f"{key}.{name}.ratio"] = found[-1]
+        figures[f"{key}.speedup_over_plain"] = timed.ratio("plain", "compiled")
+        cells = [f"{figures[f'{key}.{name}.ratio']:.2f}" for name in ratios]
+        rows.append((case.label.replace("\n", " "), f"{figures[f'{key}.bare.ms']:.1f} ms", *cells))
+    figure, ax = axes("Reconstruction step / bare training step", "", "ratio, lower is better", (8.0, 4.2))
+    bars(ax, [case.label for case in cases], ratios)
+    ax.axhline(1.0, color="#444444", linewidth=0.8)
+    columns = ("block, batch 32", "bare step", *(f"{name}" for name in ratios))
+    table = Table("Time of an iteration over that of a bare float training step.", columns, tuple(rows))
+    wanted = ", ".join(f"{name} at most {most}" for name, most in TARGETS.items())
+    return Outcome(
+        figures,
+        (table,),
+        figure,
+        (f"Targets: {wanted}. Medians of interleaved rounds, 'plain' is the step as the published code writes it.",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, "step", measure))

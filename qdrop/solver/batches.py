@@ -1,0 +1,110 @@
+"""A unit's data, batch by batch: gathered from wherever it is kept, ahead of the step if that takes time."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdrop.solver.cache import Pair, Value
+from qdrop.solver.storage import Stored
+
+AHEAD = 2
+"""Batches on their way while a step runs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a unit's data, `[B, ...]` each, in float32 on the device that computes."""
+
+    full: Tensor
+    """Input in the full-precision network."""
+    quantized: Tensor
+    """Input in the quantized network; the same tensor as `full` where the two are one."""
+    target: Tensor
+    """Output of the full-precision unit."""
+
+
+Coming = tuple[Batch, torch.cuda.Event | None]
+"""A batch, and the event after which it is there (None: it is)."""
+
+
+class Batches:
+    """A unit's inputs and target for all calibration images.
+
+    Args:
+        inputs: Its input in both networks, `[N, ...]`.
+        target: Its full-precision output, `[N, ...]`.
+        device: Where is computed.
+    """
+
+    def __init__(self, inputs: Pair, target: Value, device: torch.device) -> None:
+        full = _stored(inputs.full)
+        quantized = full if inputs.quantized is inputs.full else _stored(inputs.quantized)
+        self._values = (full, quantized, _stored(target))
+        self._device = device
+        # A side stream copies to the GPU while the step computes.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self._values[-1])
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The rows with these numbers `[B]`."""
+        full, quantized, target = self._values
+        read = self._read(full, rows)
+        return Batch(read, read if quantized is full else self._read(quantized, rows), self._read(target, rows))
+
+    def stream(self, draws: Iterable[Tensor]) -> Iterator[Batch]:
+        """:meth:`gather` of each of `draws`, two batches ahead where values have to be brought.
+
+        `draws` is then asked for row numbers before the step before has run: they must not come from a
+        generator that the step draws from too, or results would depend on where values are kept. Numbers of
+        rows that are kept off the GPU should themselves be drawn off it, so that nothing waits for it.
+        """
+        if all(value.place != "disk" and value.device.type == self._device.type for value in self._values):
+            yield from map(self.gather, draws)
+            return
+        waiting: deque[Future[Coming]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            try:
+                for rows in draws:
+                    waiting.append(pool.submit(self._fetch, rows))
+                    if len(waiting) > AHEAD:
+                        yield self._arrived(waiting.popleft().result())
+                while waiting:
+                    yield self._arrived(waiting.popleft().result())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fetch(self, rows: Tensor) -> Coming:
+        """:meth:`gather` beside the step; on a GPU what it returns is still on its way."""
+        if self._stream is None:
+            return self.gather(rows), None
+        with torch.cuda.stream(self._stream):
+            return self.gather(rows), self._stream.record_event()
+
+    def _arrived(self, coming: Coming) -> Batch:
+        """A fetched batch that the step's stream may use."""
+        batch, event = coming
+        if event is not None:
+            step = torch.cuda.current_stream(self._device)
+            step.wait_event(event)
+            for tensor in (batch.full, batch.quantized, batch.target):
+                tensor.record_stream(step)  # so that its memory is not given away before the step is done
+        return batch
+
+    def _read(self, value: Stored, rows: Tensor) -> Tensor:
+        """Rows in their own type on the device: transferred as they are stored, converted there."""
+        if value.device.type == self._device.type:
+            return value[rows]
+        shape = (len(rows), *value.shape[1:])
+        pinned = torch.empty(shape, dtype=value.stored_dtype, pin_memory=True)
+        return value.read(rows, out=pinned).to(self._device, non_blocking=True).to(value.dtype)
+
+
+def _stored(value: Value) -> Stored:
+    return value if isinstance(value, Stored) else Stored(value, value.dtype)

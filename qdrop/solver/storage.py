@@ -1,0 +1,250 @@
+"""Where values of all calibration images are kept: on the GPU, in main memory, or in memory-mapped files.
+
+storage = Storage(CacheConfig(device="auto", dtype="bfloat16"), device)
+value = storage.new((1024, 64, 56, 56), torch.float32)
+value[0:32] = batch     # written in the storage's precision
+value[rows]             # float32 again
+"""
+
+import gc
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from qdrop.config import CacheConfig
+from qdrop.solver.memory import free_and_total, is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+Place = Literal["gpu", "cpu", "disk"]
+Rows = slice | Tensor
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+RESERVE = 0.15
+"""Share of a memory that `auto` leaves to the step."""
+PART = 1 << 26
+"""Bytes moved at a time from one place to another."""
+
+
+class CacheError(RuntimeError):
+    """Values that cannot be kept; says what to change."""
+
+
+class Stored:
+    """One value for all calibration images, `[N, ...]`, in some place and precision.
+
+    Rows are written and read in the value's own type, whatever it is stored as. Other names for it stay valid
+    when it moves.
+
+    Args:
+        tensor: What is stored, `[N, ...]`.
+        dtype: The value's own type.
+        file: The mapping that `tensor` lies in, if it is in a file.
+    """
+
+    def __init__(self, tensor: Tensor, dtype: torch.dtype, file: mmap.mmap | None = None) -> None:
+        self._tensor, self._file = tensor, file
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[N, ...]`."""
+        return self._tensor.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return self._tensor.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are read from without a transfer."""
+        return self._tensor.device
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        if self._file is not None:
+            return "disk"
+        return "cpu" if self._tensor.device.type == "cpu" else "gpu"
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """Rows `[B, ...]`, of its own type, where it is. A slice may be a view: not to be written to."""
+        return self.read(rows).to(self.dtype)
+
+    def __setitem__(self, rows: slice, values: Tensor) -> None:
+        """Write rows `[B, ...]`.
+
+        Raises:
+            CacheError: If a value is too large for the storage's type.
+        """
+        stored = values.to(self._tensor.dtype)
+        if stored.dtype == torch.float16 and stored.isinf().any() and not values.isinf().any():
+            raise CacheError(
+                f"recon.cache.dtype = float16: a value of {values.abs().max():.3g} is beyond its 65504;"
+                " use bfloat16 or float32"
+            )
+        self._tensor[rows] = stored
+        self._release()
+
+    def read(self, rows: Rows, out: Tensor | None = None) -> Tensor:
+        """As indexing, but in the storage's type; rows by number (not a slice) are put into `out` if given."""
+        if isinstance(rows, slice):
+            found = self._tensor[rows]
+            found = found if self._file is None else found.clone()
+        else:
+            found = torch.index_select(self._tensor, 0, rows.to(self._tensor.device), out=out)
+        self._release()
+        return found
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type it is stored as."""
+        return self._tensor.dtype
+
+    def move(self, empty: "Stored") -> None:
+        """Move into the place of another value of the same shape, which is used up."""
+        rows = max(1, PART // max(1, self._tensor[0].nbytes))
+        for start in range(0, len(self), rows):
+            part = slice(start, start + rows)
+            empty[part] = self.read(part)
+        self._tensor, self._file = empty._tensor, empty._file
+
+    def _release(self) -> None:
+        """Pages of the file that were touched need not stay in memory; the system keeps what it has room for."""
+        if self._file is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on every platform
+            self._file.madvise(mmap.MADV_DONTNEED)
+
+
+class Storage:
+    """Finds a place for values, nearest to the computation first.
+
+    With `auto` a value goes to the nearest place with room for it, beside the share that is left to the step.
+    Files have no name: the system removes them with the last reference, even if the process is killed.
+
+    Args:
+        config: Place and precision.
+        device: Where is computed.
+        keep_gpu: Whether `auto` may use the GPU, as in the published configs.
+        folder: Where files are put; None: the system's temporary folder.
+    """
+
+    def __init__(
+        self, config: CacheConfig, device: torch.device, keep_gpu: bool = True, folder: Path | None = None
+    ) -> None:
+        self._device, self._folder = device, folder
+        self._dtype = getattr(torch, config.dtype)
+        self._measures = config.device == "auto"
+        self._places: list[Place] = ["gpu", "cpu", "disk"]
+        first: Place = config.device if config.device != "auto" else "gpu" if keep_gpu else "cpu"
+        if first == "gpu" and device.type == "cpu":
+            if not self._measures:
+                log.warning("recon.cache.device = gpu, but this run computes on the CPU: kept in main memory")
+            first = "cpu"
+        del self._places[: self._places.index(first)]
+        self._values: weakref.WeakSet[Stored] = weakref.WeakSet()
+
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
+        """Room for a value.
+
+        Args:
+            shape: `[N, ...]`.
+            dtype: Its own type; floating-point values are stored in the storage's.
+
+        Raises:
+            OSError: If it goes to disk and there is no room.
+        """
+        stored = self._dtype if dtype.is_floating_point else dtype
+        place = self._place(torch.Size(shape).numel() * stored.itemsize)
+        return self._register(self._allocate(place, shape, dtype, stored))
+
+    def adopt(self, tensor: Tensor) -> Stored:
+        """A value that its owner keeps in memory anyway `[N, ...]`: only brought nearer, where there is room."""
+        if self._place(tensor.nbytes) == "gpu":
+            return self._register(Stored(tensor.to(self._device), tensor.dtype))
+        return Stored(tensor, tensor.dtype)
+
+    def survive(self, work: Callable[[], T]) -> T:
+        """What `work()` returns; if memory runs out, everything moves one place further away and it is repeated.
+
+        Args:
+            work: Can be called again after it failed.
+
+        Raises:
+            CacheError: If memory ran out and there is no place further away.
+        """
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(self._places) == 1:
+                    raise CacheError(
+                        f"memory ran out with the cache on {self._places[0]}; lower recon.batch_size: {error}"
+                    ) from error
+                log.warning("memory ran out; the cache moves from %s to %s (%s)", *self._places[:2], error)
+            self._retreat()  # here, where the error no longer holds on to what was being computed
+
+    def _retreat(self) -> None:
+        left = self._places.pop(0)
+        gc.collect()
+        for value in list(self._values):
+            if value.place == left:
+                value.move(self._allocate(self._place(value.nbytes), value.shape, value.dtype, value.stored_dtype))
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _place(self, size: int) -> Place:
+        """Where a value of so many bytes goes."""
+        if not self._measures:
+            return self._places[0]
+        for place, device in (("gpu", self._device), ("cpu", CPU)):
+            if place in self._places:
+                free, total = free_and_total(device)
+                if size <= free - RESERVE * total:
+                    return place
+        return "disk"
+
+    def _allocate(self, place: Place, shape: tuple[int, ...], dtype: torch.dtype, stored: torch.dtype) -> Stored:
+        if place == "disk":
+            file = _map(torch.Size(shape).numel() * stored.itemsize, self._folder)
+            return Stored(torch.frombuffer(file, dtype=stored).view(shape), dtype, file)
+        return Stored(torch.empty(shape, dtype=stored, device=self._device if place == "gpu" else CPU), dtype)
+
+    def _register(self, value: Stored) -> Stored:
+        self._values.add(value)
+        return value
+
+
+def _map(size: int, folder: Path | None) -> mmap.mmap:
+    """A mapping of a nameless file of `size` bytes.
+
+    Raises:
+        OSError: If there is no room for it.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+        if size > free:
+            raise OSError(
+                f"the cache needs another {size / 1e9:.1f} GB in {folder or tempfile.gettempdir()}, where"
+                f" {free / 1e9:.1f} GB are free; set process.out to a larger disk, or use fewer images"
+                " (quant.calibrate) or recon.cache.dtype = bfloat16"
+            )
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # blocks are reserved now: a full disk later would kill the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        return mmap.mmap(file.fileno(), size)

@@ -1,0 +1,174 @@
+"""Reconstruction of one unit: the method itself (Wei et al., QDrop, ICLR 2022, algorithm 1).
+
+Match the unit's full-precision output while each activation is randomly left unquantized, by learning the rounding
+of its weights and the scales of its activations.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from qdrop.config import ReconConfig
+from qdrop.quantization.drop import draw_seeds
+from qdrop.quantization.state import dropping, learning_rounding, quantized_modules, quantizers, quantizing
+from qdrop.solver.batches import Batch, Batches
+from qdrop.solver.cache import Pair, Value
+from qdrop.solver.loss import RoundingSchedule
+from qdrop.solver.step import Compiler, Inputs, UnitLoss, masks_needed
+
+CHECK_EVERY = 100
+"""Iterations between two readings of the loss: each waits for the device."""
+
+
+class ReconstructionError(RuntimeError):
+    """A reconstruction that cannot go on; names the unit and what to change."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration, for whoever watches."""
+
+    iteration: int
+    """1 to the number of iterations."""
+    reconstruction: Tensor
+    """Reconstruction loss, a scalar still on the device."""
+    rounding: Tensor
+    """Rounding loss, likewise; 0 while it is off."""
+
+
+Watcher = Callable[[Step], None]
+
+
+def unit_generator(seed: int, unit: str, device: torch.device) -> torch.Generator:
+    """The randomness of one unit: depends on the seed and the unit's name and on nothing else."""
+    digest = hashlib.sha256(f"{seed}:{unit}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices `[batch_size]` into `count` cached values for each iteration, drawn with replacement."""
+    for _ in range(iters):
+        yield torch.randint(count, (batch_size,), generator=generator, device=generator.device)
+
+
+def iterations(
+    unit: nn.Module,
+    inputs: Pair,
+    target: Value,
+    config: ReconConfig,
+    generator: torch.Generator,
+    batches: Iterator[Tensor] | None = None,
+    compiler: Compiler | None = None,
+) -> Generator[Step, None, None]:
+    """The iterations of :func:`reconstruct_unit`, one each time the next is asked for; rounding stays soft."""
+    loss = UnitLoss(unit, config)
+    roundings = [r.alpha for r in loss.roundings]
+    grids = [q for q in quantizers(unit) if q.learned()]
+    scales = [parameter for quantizer in grids for parameter in quantizer.learned()]
+    optimizers = [
+        Adam(parameters, lr=rate, fused=True)
+        for parameters, rate in ((roundings, config.round_lr), (scales, config.scale_lr))
+        if parameters
+    ]
+    decay = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
+    # Drawn before the first step: the drop takes from the same generator, and batches are fetched ahead.
+    draws = list(batches or draw_batches(len(target), config.batch_size, config.iters, generator))
+    stream = Batches(inputs, target, generator.device).stream(draws)
+    work = _inputs(stream, unit, config, generator)
+
+    with (
+        quantizing(unit),
+        dropping(unit, loss.drop),
+        learning_rounding(unit),
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=config.precision == "tf32"),
+    ):
+        first = next(work)
+        gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
+        for iteration, batch in enumerate(chain([first], work), start=1):
+            error, penalty, *found = gradients(batch)
+            for parameter, gradient in zip([*roundings, *scales], found, strict=True):
+                parameter.grad = gradient
+            for optimizer in optimizers:
+                optimizer.step()
+            if decay is not None:
+                decay.step()
+            for grid in grids:
+                grid.constrain()
+            if iteration % CHECK_EVERY == 0 or iteration == config.iters:
+                _check_finite(error + penalty, iteration)
+            yield Step(iteration, error, penalty)
+
+
+def reconstruct_unit(
+    unit: nn.Module,
+    inputs: Pair,
+    target: Value,
+    config: ReconConfig,
+    generator: torch.Generator,
+    batches: Iterator[Tensor] | None = None,
+    watch: Watcher | None = None,
+    compiler: Compiler | None = None,
+) -> float:
+    """Learn the rounding and the activation scales of one calibrated unit.
+
+    Args:
+        unit: Takes one tensor, gives one tensor; its quantizers have their ranges.
+        inputs: Its input for all calibration images `[N, C, ...]`, in both networks.
+        target: Its full-precision output for them `[N, C', ...]`.
+        config: Iterations, rates, drop probability.
+        generator: Source of the batches and the drop, on the unit's device.
+        batches: Index tensors to use instead of random ones, at least as many as iterations.
+        watch: Called after each iteration.
+        compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
+
+    Returns:
+        Share of the weights, 0 to 1, that are not rounded to the nearest.
+
+    Raises:
+        ReconstructionError: If the loss is not finite.
+    """
+    # Closed also where watching raises, so that nothing is left switched on.
+    with closing(iterations(unit, inputs, target, config, generator, batches, compiler)) as steps:
+        for step in steps:
+            if watch is not None:
+                watch(step)
+    return _settle(unit)
+
+
+def _inputs(
+    stream: Iterator[Batch], unit: nn.Module, config: ReconConfig, generator: torch.Generator
+) -> Iterator[Inputs]:
+    """What each iteration works on: a batch, the drop's seeds, weight and exponent of the rounding term."""
+    schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
+    masks = masks_needed(unit)
+    for iteration, batch in zip(range(1, config.iters + 1), stream, strict=False):
+        weight, beta = torch.tensor(schedule(iteration), device=generator.device)
+        yield Inputs(batch.full, batch.quantized, batch.target, draw_seeds(masks, generator), weight, beta)
+
+
+@torch.no_grad()
+def _settle(unit: nn.Module) -> float:
+    """Harden the learned rounding of every layer; the share of weights not rounded to the nearest."""
+    flipped = total = 0.0
+    for layer in quantized_modules(unit):
+        share = layer.settle()
+        flipped += share * layer.weight.numel()
+        total += layer.weight.numel()
+    return flipped / max(1.0, total)
+
+
+def _check_finite(loss: Tensor, iteration: int) -> None:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ReconstructionError(
+            f"the loss is {value} at iteration {iteration}; check the calibration images and weights for values"
+            " that are not finite, or lower recon.scale_lr and recon.round_lr"
+        )

@@ -1,0 +1,111 @@
+"""Batches of a unit's data, from wherever it is kept."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from qdrop.config import CacheConfig
+from qdrop.solver import batches
+from qdrop.solver.batches import Batches
+from qdrop.solver.cache import Pair
+from qdrop.solver.storage import Storage
+
+CPU = torch.device("cpu")
+N = 12
+
+
+def values(seed):
+    return torch.randn(N, 2, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def data(device, dtype="float32", folder=None, places=None):
+    stored = []
+    for seed in range(3):
+        value = Storage(CacheConfig(places[seed] if places else device, dtype), CPU, folder=folder).new(
+            (N, 2, 3), torch.float32
+        )
+        value[0:N] = values(seed)
+        stored.append(value)
+    return Batches(Pair(*stored[:2]), stored[2], CPU)
+
+
+def draws(count=7):
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(N, (4,), generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_come_in_order(device, dtype, tmp_path):
+    source = data(device, dtype, tmp_path)
+    expected = [values(seed).to(getattr(torch, dtype)).float() for seed in range(3)]
+    seen = list(source.stream(draws()))
+    assert len(source) == N and len(seen) == 7
+    for rows, batch in zip(draws(), seen, strict=True):
+        for tensor, value in zip((batch.full, batch.quantized, batch.target), expected, strict=True):
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, value[rows])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_any_number_of_batches(count, tmp_path):
+    assert len(list(data("disk", folder=tmp_path).stream(draws(count)))) == count
+
+
+def test_plain_tensors_do():
+    one = values(0)
+    batch = Batches(Pair(one, one), values(1), CPU).gather(torch.tensor([3, 3, 0]))
+    assert torch.equal(batch.full, one[[3, 3, 0]]) and batch.quantized is batch.full
+    assert torch.equal(batch.target, values(1)[[3, 3, 0]])
+
+
+@pytest.mark.parametrize("places", [("disk", "cpu", "cpu"), ("cpu", "cpu", "disk")])
+def test_one_value_on_disk_is_enough_to_fetch_ahead(places, tmp_path):
+    """The next batches are gathered, by another thread, while the step runs."""
+    source, threads = data(None, folder=tmp_path, places=places), []
+    original = source.gather
+
+    def gather(rows):
+        threads.append(threading.current_thread())
+        return original(rows)
+
+    source.gather = gather
+    stream = source.stream(draws())
+    next(stream)
+    deadline = time.monotonic() + 10
+    while len(threads) < 1 + batches.AHEAD and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(threads) == 1 + batches.AHEAD
+    assert threading.current_thread() not in threads
+    stream.close()
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_values_at_hand_are_not_fetched_ahead():
+    asked = []
+    stream = data("cpu").stream(asked.append(len(asked)) or rows for rows in draws())
+    next(stream)
+    assert asked == [0]
+
+
+def test_an_error_in_the_background_arrives(tmp_path):
+    source = data("disk", folder=tmp_path)
+    stream = source.stream([torch.tensor([0]), torch.tensor([N])])
+    with pytest.raises(IndexError):
+        list(stream)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", ["gpu", "cpu", "disk"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_on_a_gpu(device, dtype, tmp_path):
+    gpu = torch.device("cuda")
+    place = Storage(CacheConfig(device, dtype), gpu, folder=tmp_path)
+    stored = [place.new((N, 2, 3), torch.float32) for _ in range(3)]
+    for seed, value in enumerate(stored):
+        value[0:N] = values(seed).to(gpu)
+    expected = [values(seed).to(getattr(torch, dtype)).float() for seed in range(3)]
+    for rows, batch in zip(draws(), Batches(Pair(*stored[:2]), stored[2], gpu).stream(draws()), strict=True):
+        for tensor, value in zip((batch.full, batch.quantized, batch.target), expected, strict=True):
+            assert tensor.is_cuda and torch.equal(tensor.cpu(), value[rows])

@@ -1,0 +1,36 @@
+"""Free memory within the limits of a container or a job."""
+
+import pytest
+import torch
+
+from qdrop.solver import memory
+from qdrop.solver.memory import free_and_total
+
+CPU = torch.device("cpu")
+
+
+def group(folder, limit, used, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\nactive_file 7\n")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", []), ("1000", [(500, 1000)])])
+def test_limit_of_a_group(limit, expected, tmp_path):
+    group(tmp_path / "job", limit, 800, 300)
+    assert list(memory._limit(tmp_path / "job")) == expected
+    assert list(memory._limit(tmp_path / "none")) == []
+
+
+def test_the_tightest_limit_counts(tmp_path, monkeypatch):
+    """A process is in a group and in all groups around it."""
+    own = tmp_path / "cgroup"
+    own.write_text("1:name=other:/elsewhere\n0::/slurm/job\n")
+    group(tmp_path / "slurm/job", 10_000, 1000, 100)
+    group(tmp_path / "slurm", 5000, 4000, 0)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "MEMBERSHIP", own)
+    assert free_and_total(CPU) == (1000, 5000)
+    own.unlink()
+    assert free_and_total(CPU)[1] > 10_000
