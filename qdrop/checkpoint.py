@@ -252,7 +252,7 @@ def read(path: str | Path) -> Checkpoint:
             config=json.loads(metadata["config"]),
             metrics=json.loads(metadata["metrics"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
         raise CheckpointError(f"{path}: its metadata cannot be read: {_reason(error)}") from error
 
 

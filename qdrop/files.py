@@ -16,7 +16,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: If it cannot be written, such as on a full disk; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a killed run left is written over
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

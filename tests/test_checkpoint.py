@@ -181,6 +181,13 @@ def test_networks_of_other_libraries_need_no_code_of_theirs(name, tmp_path):
     assert names <= {"torch", "qdrop"}
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_outputs_are_the_same_on_a_gpu(tmp_path):
+    model, _ = quantized(network("residual"))
+    loaded = round_trip(model.to("cuda"), tmp_path / "q").to("cuda")
+    assert torch.equal(loaded(images().cuda()), outputs(model, images().cuda()))
+
+
 def test_a_loaded_network_is_a_whole_one(saved):
     model, plan = quantized(network("residual"))
     loaded = load(saved)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,8 @@ from qdrop.solver.imagenet_util import (
 )
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
-from qdrop.solver.run_folder import RunFolder, logging_to, peak_memory_mb
+from qdrop.solver.resume import FinishedUnits, ResumeError, identity
+from qdrop.solver.run_folder import RESUME, RunFolder, logging_to, peak_memory_mb, portable
 from qdrop.solver.storage import CacheError
 from qdrop.solver.unit import ReconstructionError
 
@@ -47,6 +49,7 @@ USER_ERRORS = (
     GraphError,
     PlanError,
     CheckpointError,
+    ResumeError,
     ReconstructionError,
     CacheError,
     OSError,
@@ -85,9 +88,14 @@ class Result:
     seconds_calibrate: float
     """Wall time of calibration."""
     seconds_reconstruct: float
-    """Wall time of reconstruction."""
+    """Wall time of reconstruction; of an interrupted run, with that of the units finished before."""
     peak_memory_mb: float
     """Most memory held."""
+
+    def figures(self) -> dict[str, Any]:
+        """All but what it cost: the same for every run of the same settings."""
+        costs = ("seconds_calibrate", "seconds_reconstruct", "peak_memory_mb")
+        return {name: value for name, value in asdict(self).items() if name not in costs}
 
 
 def run(config: Config, out: Path) -> Result:
@@ -104,12 +112,11 @@ def run(config: Config, out: Path) -> Result:
         Exception: One of `USER_ERRORS`, naming what to change.
     """
     quant, recon, seed = config.quant, config.quant.recon, config.process.seed
-    folder = RunFolder(out, config)
+    folder = RunFolder(out)
     device = pick_device(config)
 
     # Data and the full-precision network.
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
-    folder.environment(device, weights)
     loader = validation_loader(config.data)
     images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
     with torch.no_grad():
@@ -118,9 +125,10 @@ def run(config: Config, out: Path) -> Result:
     # What is quantized where, and the units.
     graph = trace(model, images[:2])
     plan = make_plan(graph, quant, recon.granularity if recon else "block")
-    folder.plan(plan)
     for note in plan.notes:
         log.warning(note)
+    finished = FinishedUnits(out / RESUME, plan, identity(config, plan, graph, images))
+    folder.begin(config, plan, device, weights)
     quantized = quantize_graph(graph, plan).to(device)
     checkpoint.check_graph(quantized)
     full = accuracy(quantized, loader, device)
@@ -137,14 +145,14 @@ def run(config: Config, out: Path) -> Result:
     # Unit by unit: learn the rounding of the weights and the scales of the activations.
     started = time.perf_counter()
     if recon is not None:
-        with UnitProgress(len(plan.units), recon.iters) as progress:
-            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out):
-                folder.log(asdict(report) | {"peak_memory_mb": peak_memory_mb(device)})
+        with UnitProgress(len(plan.units) - len(finished), recon.iters) as progress:
+            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out, finished):
+                folder.log(asdict(report))
                 log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
-    seconds_reconstruct = time.perf_counter() - started
+    seconds_reconstruct = time.perf_counter() - started + finished.seconds
 
     # The outcome, measured on what the run leaves behind.
-    outcome = checkpoint.describe(quantized, folder.settings())
+    outcome = checkpoint.describe(quantized, portable(config))
     top1 = accuracy(outcome.build().to(device), loader, device)
     result = Result(
         model=config.model.type,
@@ -164,7 +172,8 @@ def run(config: Config, out: Path) -> Result:
         peak_memory_mb=peak_memory_mb(device),
     )
     folder.result(result)
-    folder.model(outcome.with_metrics(asdict(result)))
+    folder.model(outcome.with_metrics(result.figures()))
+    finished.clear()
     log.info("%s: top-1 %.2f (full precision %.2f); results in %s", config.model.type, top1, full, out)
     return result
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qdrop.config import ReconConfig
 from qdrop.quantization.convert import Segment, segments
@@ -15,6 +16,7 @@ from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.loss import reconstruction_loss
+from qdrop.solver.run_folder import peak_memory_mb
 from qdrop.solver.step import Compiler
 from qdrop.solver.storage import Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
@@ -36,6 +38,18 @@ class UnitReport:
     """Share of the weights, 0 to 1, that are not rounded to the nearest."""
     seconds: float
     """Wall time."""
+    peak_memory_mb: float
+    """Most memory held so far."""
+
+
+class Finished(Protocol):
+    """Keeps finished units, for a run that is interrupted and started again."""
+
+    def restore(self, name: str, unit: nn.Module) -> UnitReport | None:
+        """Give a unit what it learned; its report, or None if it is not finished."""
+
+    def keep(self, unit: nn.Module, report: UnitReport) -> None:
+        """Keep what a unit has learned."""
 
 
 def reconstruct(
@@ -47,6 +61,7 @@ def reconstruct(
     device: torch.device,
     watch: Callable[[str, Step], None] | None = None,
     scratch: Path | None = None,
+    finished: Finished | None = None,
 ) -> Iterator[UnitReport]:
     """Reconstruct every unit of a calibrated model, in order; yields a report after each.
 
@@ -62,6 +77,7 @@ def reconstruct(
         device: Where to compute.
         watch: Called with the unit's name after each iteration.
         scratch: Folder for values that are kept on disk; None: the system's temporary folder.
+        finished: Units finished before, which are not learned again; each one finished here is added.
 
     Yields:
         A report per unit, after which the unit's weights are settled.
@@ -77,8 +93,10 @@ def reconstruct(
     cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
     for index, part in enumerate(parts):
         started = time.perf_counter()
+        done = None if finished is None or part.unit is None else finished.restore(part.name, part.module)
+        learns = part.unit is not None and done is None
         full = _run(part, [cache[name].full for name in part.inputs], config, device, storage, quantized=False)
-        if part.unit is not None:
+        if learns:
             inputs = cache[part.inputs[0]]
             before = storage.survive(partial(_distance, part, inputs.quantized, full[0], config, device))
             flipped = _reconstruct_part(part, inputs, full[0], config, seed, device, storage, compiler, watch)
@@ -87,12 +105,17 @@ def reconstruct(
         quantized = [cache[name].quantized for name in part.inputs]
         rounded = _run(part, quantized, config, device, storage, quantized=True)
         del quantized
-        if part.unit is not None:
+        if learns:
             after = _loss_over(rounded[0], full[0], config.batch_size)
         cache.advance(index, part, full, rounded)
         del full, rounded
-        if part.unit is not None:
-            yield UnitReport(part.name, part.unit.kind, before, after, flipped, time.perf_counter() - started)
+        if part.unit is not None and done is None:
+            seconds, memory = time.perf_counter() - started, peak_memory_mb(device)
+            done = UnitReport(part.name, part.unit.kind, before, after, flipped, seconds, memory)
+            if finished is not None:
+                finished.keep(part.module, done)
+        if done is not None:
+            yield done
 
 
 def _reconstruct_part(

@@ -1,8 +1,11 @@
 """The folder of a run: resolved settings, environment, a log line per unit, the result, the quantized network."""
 
+import errno
 import json
 import logging
+import math
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,57 +24,46 @@ from qdrop.config_io import config_to_dict, save_config
 from qdrop.files import write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
+from qdrop.quantization.spec import Kind
 
 MODEL = "quantized.safetensors"
 """The quantized network in a run folder."""
-PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"), ("process", "out"))
+RESUME = "resume"
+"""The folder of an interrupted run's finished units in it."""
+PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 class RunFolder:
-    """Writes what a run leaves behind: resolved settings, environment, plan, log of units, result, network.
+    """Writes what a run leaves behind: settings, environment, plan, log of units, result, network.
 
     Args:
-        path: The folder; made if it is not there. Files of an earlier run in it are replaced.
-        config: The run's settings.
+        path: The folder; made if it is not there.
 
     Raises:
         OSError: If the folder cannot be written to, at once and not after hours of work.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._config = config
         path.mkdir(parents=True, exist_ok=True)
-        save_config(config, path / "config.resolved.yaml")
-        write_file(path / "log.jsonl", "")
-        (path / "result.json").unlink(missing_ok=True)
-        (path / MODEL).unlink(missing_ok=True)
+        write_file(path / ".probe", "")
+        (path / ".probe").unlink()
 
-    def environment(self, device: torch.device, weights: WeightsInfo | None) -> None:
-        """Record versions, device, git revision, and checksum and source of the weights."""
-        name = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-        )
-        self._write(
-            "env.json",
-            {
-                "python": platform.python_version(),
-                "platform": f"{platform.system()} {platform.machine()}",
-                "packages": {package: _version(package) for package in PACKAGES},
-                "device": str(device),
-                "device_name": name,
-                "threads": torch.get_num_threads(),
-                "revision": revision(),
-                "arguments": sys.argv[1:],
-                "weights": weights and {"url": weights.url, "sha256": weights.sha256},
-            },
-        )
+    def begin(self, config: Config, plan: Plan, device: torch.device, weights: WeightsInfo | None) -> None:
+        """Record settings, plan and environment in place of an earlier run's; its log and results go.
 
-    def plan(self, plan: Plan) -> None:
-        """Record what is quantized where."""
+        Raises:
+            OSError: If the disk has no room for what the run may write; nothing is changed then.
+        """
+        self._check_room(plan)
+        for name in ("result.json", MODEL):
+            (self.path / name).unlink(missing_ok=True)
+        save_config(config, self.path / "config.resolved.yaml")
+        write_file(self.path / "log.jsonl", "")
         self._write("plan.json", plan.to_dict())
+        self._write("env.json", _environment(device, weights))
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to `log.jsonl`."""
@@ -82,14 +74,6 @@ class RunFolder:
         """Record the outcome, a dataclass."""
         self._write("result.json", asdict(result))
 
-    def settings(self) -> dict[str, Any]:
-        """The settings as plain data, of files and folders only the last name: for a file that is passed on."""
-        data = config_to_dict(self._config)
-        for section, key in PLACES:
-            place = data[section][key]
-            data[section][key] = place and Path(place).name
-        return data
-
     def model(self, outcome: Checkpoint) -> None:
         """Write the quantized network and read it back.
 
@@ -99,16 +83,57 @@ class RunFolder:
         checkpoint.write(outcome, self.path / MODEL)
         checkpoint.read(self.path / MODEL)
 
+    def _check_room(self, plan: Plan) -> None:
+        weights = sum(math.prod(spec.shape) for spec in plan.quantizers if spec.kind is Kind.WEIGHT)
+        needed = 2.5 * weights + 4e6  # a byte in a finished unit, another at most in the network; floats, logs
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{free / 1e6:.0f} MB free, but the run may write {needed / 1e6:.0f} MB; make room or set process.out",
+                str(self.path),
+            )
+
     def _write(self, name: str, data: dict[str, Any]) -> None:
         write_file(self.path / name, json.dumps(data, indent=1) + "\n")
 
 
+def portable(config: Config) -> dict[str, Any]:
+    """Settings as plain data, of files and folders only the last name: for a file that is passed on."""
+    data = config_to_dict(config)
+    for section, key in PLACES:
+        place = data[section][key]
+        data[section][key] = place and Path(place).name
+    data["process"]["out"] = None
+    return data
+
+
+def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str, Any]:
+    """Versions, device, git revision, arguments, and checksum and source of the weights."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {package: installed_version(package) for package in PACKAGES},
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "revision": revision(),
+        "arguments": sys.argv[1:],
+        "weights": weights and {"url": weights.url, "sha256": weights.sha256},
+    }
+
+
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Inside: the package's log also goes to `run.log` in a run folder, which is made if it is not there."""
+    """Inside: the package's log also goes to `run.log` in a run folder, which is made if it is not there.
+
+    That of an interrupted run is continued, that of a complete one replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("qdrop")
-    handler = logging.FileHandler(folder / "run.log", mode="w", encoding="utf-8")
+    mode = "a" if (folder / RESUME).is_dir() else "w"
+    handler = logging.FileHandler(folder / "run.log", mode=mode, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:
@@ -138,7 +163,8 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

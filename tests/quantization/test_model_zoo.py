@@ -10,6 +10,7 @@ import torchvision
 from timm.utils import reparameterize_model
 from torch import Tensor, fx, nn
 
+from qdrop.checkpoint import describe
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
 from qdrop.quantization.convert import quantize_graph, segments
 from qdrop.quantization.fake_quant import FakeQuantize
@@ -185,6 +186,7 @@ def check(model: nn.Module, images: Tensor) -> Plan:
         whole = quantized(images)
         assert whole.isfinite().all()
         torch.testing.assert_close(run_segments(quantized, plan, images), whole)
+        assert torch.equal(describe(quantized).build()(images), whole), "a saved network is another one"
     return plan
 
 

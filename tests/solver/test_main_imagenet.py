@@ -1,7 +1,7 @@
 """The main job on the embedded default: what it writes, what it refuses, that it repeats itself."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,8 +59,8 @@ def test_the_run_leaves_a_network_that_gives_its_top1_and_names_no_places(tmp_pa
     config = short("data.calib_from=train")
     result = run(replace(config, process=replace(config.process, out=str(tmp_path))), tmp_path)
     found = read(tmp_path / "quantized.safetensors")
-    assert Result(**found.metrics) == result
-    assert found.config["process"]["out"] == tmp_path.name and str(tmp_path) not in json.dumps(found.config)
+    assert found.metrics == result.figures() and found.metrics["top1"] == result.top1
+    assert found.config["process"]["out"] is None and str(tmp_path) not in json.dumps(found.config)
     assert config_from_dict(dict(found.config)).quant == config.quant
     model = qdrop.load(tmp_path / "quantized.safetensors")
     assert accuracy(model, validation_loader(config.data), torch.device("cpu")) == result.top1
@@ -119,9 +119,22 @@ def test_main_runs_and_logs(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["model"] == "digits_resnet"
 
 
-def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tmp_path):
-    first = run(short("quant.recon=null"), tmp_path)
+def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tmp_path, monkeypatch):
+    run(short("quant.recon=null"), tmp_path)
+
+    def fails(*args):
+        raise ValueError("calibration failed")
+
+    monkeypatch.setattr("qdrop.solver.main_imagenet.calibrate", fails)
+    with pytest.raises(ValueError, match="calibration failed"):
+        run(short(), tmp_path)
+    assert not (tmp_path / "result.json").exists() and not (tmp_path / "quantized.safetensors").exists()
+
+
+def test_a_run_that_cannot_begin_leaves_the_one_before_alone(tmp_path):
+    run(short("quant.recon=null"), tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     broken = replace(short(), model=replace(short().model, type="resnet20", path=None))
     with pytest.raises(Exception, match="channels"):
         run(broken, tmp_path)
-    assert asdict(first) and not (tmp_path / "result.json").exists()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before

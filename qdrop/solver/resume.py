@@ -1,0 +1,177 @@
+"""Finished units on disk: a run that is started again goes on behind them.
+
+One small file per unit holds what was learned: integers, scales, zero points and the unit's report. Values in between
+are not kept: they are computed again, the same, by running the finished units.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qdrop.config import Config
+from qdrop.config_io import config_to_dict
+from qdrop.container import CheckpointError, checksum, read_container, write_container
+from qdrop.files import write_file
+from qdrop.quantization.plan import Plan
+from qdrop.quantization.state import quantizers
+from qdrop.solver.recon import UnitReport
+from qdrop.solver.run_folder import installed_version, revision
+
+FORMAT = "qdrop-unit"
+VERSION = 1
+IDENTITY = "run.json"
+"""In the folder: what the run was, see :func:`identity`."""
+
+VERSIONS = ("torch", "qdrop", "revision")
+"""Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
+
+HOW = ("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile")
+"""Settings of where and how fast to compute: free to change, as are `process.device` and `process.threads`."""
+
+log = logging.getLogger("qdrop")
+
+
+class ResumeError(ValueError):
+    """Finished units are there, but of another run; names what differs and what to do."""
+
+
+def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) -> dict[str, Any]:
+    """All that the learned values depend on, as plain data; what at most moves their last bit is left out.
+
+    Args:
+        config: The run's settings.
+        plan: Its plan.
+        graph: The traced graph in full precision, for its weights.
+        images: Calibration images `[N, C, H, W]`.
+    """
+    data = config_to_dict(config)
+    settings = {"quant": data["quant"], "process.seed": config.process.seed, "data.batch_size": config.data.batch_size}
+    weights = {name: value.detach().cpu().contiguous() for name, value in graph.state_dict().items()}
+    return {
+        **{key: value for key, value in _flat(settings) if key not in HOW},
+        "the plan": checksum({"plan": json.dumps(plan.to_dict())}, {}),
+        "the weights": checksum({}, weights),
+        "the calibration images": checksum({}, {"images": images.cpu().contiguous()}),
+        **dict(zip(VERSIONS, (torch.__version__, installed_version("qdrop"), revision()), strict=True)),
+    }
+
+
+class FinishedUnits:
+    """The finished units of a run, each in a file of its own.
+
+    Args:
+        folder: Where they are; made if it is not there.
+        plan: The run's plan.
+        run: What :func:`identity` returned.
+
+    Raises:
+        ResumeError: If the folder holds finished units of another run.
+        OSError: If it cannot be written to.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, run: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._names = [unit.module for unit in plan.units]
+        self.seconds = 0.0
+        """What the units restored so far had taken, in seconds."""
+        if len(self) > 0:
+            self._check(run)
+            log.info("going on with an interrupted run: %d of %d units are finished", len(self), len(self._names))
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / IDENTITY, json.dumps(run, indent=1) + "\n")
+
+    def __len__(self) -> int:
+        """How many units are finished."""
+        there = (self._folder / IDENTITY).is_file()
+        return sum(self._file(name).is_file() for name in self._names) if there else 0
+
+    def restore(self, name: str, unit: nn.Module) -> UnitReport | None:
+        """Give a unit its learned values back.
+
+        Args:
+            name: The unit's name in the plan.
+            unit: Its module; its quantizers are changed in place.
+
+        Returns:
+            The report it was finished with; None if it is not finished, or its file is damaged.
+        """
+        file = self._file(name)
+        if not file.is_file():
+            return None
+        try:
+            metadata, tensors = read_container(file, FORMAT, VERSION)
+            report = UnitReport(**json.loads(metadata["report"]))
+        except CheckpointError as error:
+            log.warning("%s; the unit '%s' is reconstructed again", error, name)
+            return None
+        with torch.no_grad():
+            for key, value in _learned(unit).items():
+                value.copy_(tensors[key])
+        self.seconds += report.seconds
+        return report
+
+    def keep(self, unit: nn.Module, report: UnitReport) -> None:
+        """Put a finished unit onto the disk.
+
+        Raises:
+            OSError: If it cannot be written; the units before it are still there.
+        """
+        tensors = {key: value.cpu().contiguous() for key, value in _learned(unit).items()}
+        file = self._file(report.unit)
+        write_container(file, FORMAT, VERSION, {"report": json.dumps(asdict(report))}, tensors)
+
+    def clear(self) -> None:
+        """Forget them: the run is complete."""
+        (self._folder / IDENTITY).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{self._names.index(name):04d}.safetensors"
+
+    def _check(self, run: Mapping[str, Any]) -> None:
+        """Refuse to mix two runs, and to throw finished work away unasked."""
+        before = json.loads((self._folder / IDENTITY).read_text(encoding="utf-8"))
+        differing = [key for key in sorted({*before, *run}) if before.get(key) != run.get(key)]
+        told = [_difference(key, before, run) for key in differing if key not in VERSIONS]
+        if told:
+            raise ResumeError(
+                f"{self._folder} holds {len(self)} finished units of an interrupted run that was another one:"
+                f" {', '.join(told)}. Start it with the same settings to go on; or set process.out to another folder,"
+                " or delete this one, to start afresh"
+            )
+        for key in differing:
+            log.warning("the finished units are of another version: %s", _difference(key, before, run))
+
+
+def _learned(unit: nn.Module) -> dict[str, Tensor]:
+    """What reconstruction leaves in a unit's quantizers; `alpha` has served its purpose."""
+    return {
+        f"{quantizer.spec.name}.{name}": value
+        for quantizer in quantizers(unit)
+        for name, value in quantizer.state_dict().items()
+        if name != "alpha"
+    }
+
+
+def _flat(data: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _difference(key: str, before: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """For example `quant.recon.iters was 2000 and is 500`; of a checksum only that it differs."""
+    if key.startswith("the "):
+        return f"{key} differ"
+    return f"{key} was {before.get(key)} and is {run.get(key)}"
