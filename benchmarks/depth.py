@@ -168,7 +168,7 @@ def find(depth: int, images: Tensor, rounds: int, device: torch.device) -> Findi
 def measure(args: Namespace) -> Outcome:
     """Work and seconds at every depth."""
     logging.getLogger("qdrop").setLevel(logging.ERROR)
-    depths, count, rounds = (DEPTHS[:3], 32, 1) if args.quick else (DEPTHS, 128, 2)
+    depths, count, rounds = (DEPTHS[:3], 32, 1) if args.quick else (DEPTHS, 64, 2)
     images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     findings = [find(depth, images, rounds, args.device) for depth in depths]
     table = Table(
