@@ -54,12 +54,13 @@ class Table:
         return "\n".join([self.caption, "", *(f"| {' | '.join(line)} |" for line in lines)])
 
     def show(self) -> None:
-        """Print it, never narrower than its cells."""
-        table = RichTable(*self.columns, title=self.caption, title_justify="left")
+        """Print it, as wide as its cells need it."""
+        table = RichTable(*self.columns)
         for row in self.rows:
             table.add_row(*row)
-        console = Console()
-        console.print(table, width=max(console.width, console.measure(table).maximum))
+        wide = sum(max(map(len, column)) + 3 for column in zip(self.columns, *self.rows, strict=True)) + 1
+        print(self.caption)
+        Console(width=wide).print(table)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""ResNet-20 and ResNet-56 for 32x32 images.
+"""ResNet-20, 32, 44, 56 and 110 for 32x32 images.
 
 Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016 (arXiv 1512.03385),
 section 4.2, with the parameter-free shortcut (option A of section 3.3).
@@ -73,11 +73,17 @@ def _stage(in_channels: int, channels: int, depth: int, stride: int) -> nn.Seque
     return nn.Sequential(first, *[CifarBlock(channels, channels, stride=1) for _ in range(depth - 1)])
 
 
-def resnet20(num_classes: int = 10) -> CifarResNet:
-    """ResNet-20 for CIFAR (Table 6), randomly initialised. Images [N, 3, 32, 32]."""
-    return CifarResNet(3, num_classes)
+def cifar_resnet(depth: int, num_classes: int = 10) -> CifarResNet:
+    """ResNet for CIFAR (Table 6) with so many weighted layers, randomly initialised. Images [N, 3, 32, 32].
 
+    Args:
+        depth: 6n + 2, such as 20, 32, 44, 56 or 110.
+        num_classes: length of the output.
 
-def resnet56(num_classes: int = 10) -> CifarResNet:
-    """ResNet-56 for CIFAR (Table 6), randomly initialised. Images [N, 3, 32, 32]."""
-    return CifarResNet(9, num_classes)
+    Raises:
+        ValueError: If there is no such depth.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth {depth}: expected 6n + 2 layers, such as 20, 32, 44, 56 or 110")
+    return CifarResNet(blocks, num_classes)

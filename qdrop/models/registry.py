@@ -7,11 +7,12 @@ model = build_model("timm:mobilenetv3_small_100", path="auto")
 import difflib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from qdrop.models.cifar_resnet import resnet20, resnet56
+from qdrop.models.cifar_resnet import cifar_resnet
 from qdrop.models.digits import digits_resnet
 from qdrop.models.mnasnet import mnasnet
 from qdrop.models.mobilenetv2 import mobilenetv2
@@ -29,8 +30,11 @@ BUILDERS: dict[str, Builder] = {
     "regnetx_600m": regnetx_600m,
     "regnetx_3200m": regnetx_3200m,
     "mnasnet": mnasnet,
-    "resnet20": resnet20,
-    "resnet56": resnet56,
+    "resnet20": partial(cifar_resnet, 20),
+    "resnet32": partial(cifar_resnet, 32),
+    "resnet44": partial(cifar_resnet, 44),
+    "resnet56": partial(cifar_resnet, 56),
+    "resnet110": partial(cifar_resnet, 110),
     "digits_resnet": digits_resnet,
 }
 """Built-in networks; the first six are those of the paper."""

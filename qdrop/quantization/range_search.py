@@ -15,10 +15,12 @@ NORM = 2.4
 """Exponent of the error, as in the published method; between least squares and robustness to clipping."""
 WIDTHS = 100
 """Candidate widths: 1/100 of the full range to all of it."""
-SUMMARY = 512
-"""Points that stand for a row of more than twice as many on the coarsest grid."""
-OUTLIERS = 64
-"""How many of them are the smallest values themselves, and how many the largest."""
+ROUGH = 256
+"""Bins that stand for a row on the coarsest grid."""
+FINE = 64
+"""Bins for each step of the quantizer on the finer ones."""
+CROWD = 4
+"""Values in a bin, on average, from which on bins are worth their making."""
 VALLEYS = 4
 """Candidates that each level of the search looks around."""
 EXHAUSTIVE = 1 << 26
@@ -58,21 +60,23 @@ class Points:
         full = self.counts[0] > 0
         return Points(self.values[:, full], self.counts[:, full], self.exact_lo, self.exact_hi)
 
-    def summary(self) -> "Points":
-        """Fewer points with nearly the same error: the outermost of each row, means of equal shares between.
+    def summary(self, bins: int) -> "Points":
+        """At most so many points with nearly the same error, where there are many more: means of bins `[C, bins]`.
 
-        At 8 bits a few outliers decide which range is best, so that these must not be averaged.
+        Bins are of equal width in the square root of the values, so that a far value does not blur the others.
         """
         rows, n = self.values.shape
-        if self.counts is not None or n < 2 * SUMMARY:
+        if self.counts is not None or n < CROWD * bins:
             return self
-        total = self.values.sort(1).values.double().cumsum(1)
-        ends = torch.linspace(OUTLIERS, n - OUTLIERS, SUMMARY - 2 * OUTLIERS + 1).round().long()
-        first, last = torch.arange(1, OUTLIERS), torch.arange(n - OUTLIERS + 1, n + 1)
-        ends = torch.cat([first, ends, last]).to(total.device)
-        counts = ends.diff(prepend=ends.new_zeros(1)).expand(rows, -1)
-        sums = total[:, ends - 1].diff(dim=1, prepend=total.new_zeros(rows, 1))
-        return Points((sums / counts).float(), counts, self.lo, self.hi)
+        root = self.values.abs().sqrt_().copysign_(self.values)
+        lo, hi = torch.aminmax(root, dim=1, keepdim=True)
+        per_unit = bins / (hi - lo).clamp_(min=torch.finfo(root.dtype).tiny)
+        which = root.sub_(lo).mul_(per_unit).long().clamp_(max=bins - 1)
+        which += torch.arange(0, rows * bins, bins, device=which.device)[:, None]
+        counts = torch.bincount(which.view(-1), minlength=rows * bins)
+        sums = torch.bincount(which.view(-1), self.values.reshape(-1), rows * bins)
+        means = (sums / counts.clamp(min=1)).to(self.values.dtype)
+        return Points(means.view(rows, bins), counts.view(rows, bins), self.lo, self.hi)
 
 
 def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> Tensor:
@@ -90,19 +94,24 @@ def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int,
         Errors `[C, K]`.
     """
     scale, zero_point = scale_from_range(lo, hi, qmin, qmax, symmetric)
-    rows, n = points.values.shape
-    total = n if points.counts is None else int(points.counts[0].sum())
     errors = torch.empty_like(scale)
-    step = max(1, CHUNK // max(1, rows * n))
-    for start in range(0, scale.shape[1], step):
-        s = scale[:, start : start + step, None]
-        z = zero_point[:, start : start + step, None]
-        steps = points.values[:, None, :] / s
-        rounded = torch.round(steps).add_(z).clamp_(qmin, qmax).sub_(z)
-        error = rounded.sub_(steps).abs_().pow_(NORM)
-        if points.counts is not None:
-            error = error * points.counts[:, None, :]
-        errors[:, start : start + step] = error.sum(2) / total * s[..., 0] ** NORM
+    rows, n = points.values.shape
+    some_rows = max(1, CHUNK // max(1, n))
+    step = max(1, CHUNK // max(1, n * min(rows, some_rows)))
+    for row in range(0, rows, some_rows):
+        part = slice(row, row + some_rows)
+        values = points.values[part, None]
+        counts = None if points.counts is None else points.counts[part, None]
+        total = n if counts is None else counts.sum(2)
+        for start in range(0, scale.shape[1], step):
+            some = slice(start, start + step)
+            s, z = scale[part, some, None], zero_point[part, some, None]
+            steps = values / s
+            rounded = torch.round(steps).add_(z).clamp_(qmin, qmax).sub_(z)
+            error = rounded.sub_(steps).abs_().log2_().mul_(NORM).exp2_()  # a power, in half of pow's time
+            if counts is not None:
+                error = error * counts
+            errors[part, some] = error.sum(2) / total * s[..., 0] ** NORM
     return errors
 
 
@@ -128,11 +137,13 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
     def error(on: Points, width: Tensor, zero_point: Tensor) -> Tensor:
         return rounding_error(on, *candidate(width / WIDTHS, zero_point), qmin, qmax, symmetric)
 
-    rough = partial(error, points.summary())
+    rough, bins = points.summary(ROUGH), FINE * (qmax - qmin + 1)
+    fine = rough if bins <= ROUGH else points.summary(bins)
     levels = _levels(points, len(zero_points))
     rows, device = len(points.values), points.values.device
-    width, zero_point = _zoom(rough, partial(error, points), levels, rows, zero_points, device)
-    low, high = candidate(width / WIDTHS, zero_point)
+    last = _zoom(partial(error, rough), partial(error, fine), levels, rows, zero_points, device)
+    best = last if last.shape[1] == 1 else _least(error(points, last[..., 0], last[..., 1]), last, 1)
+    low, high = candidate(best[..., 0] / WIDTHS, best[..., 1])
     return low[:, 0], high[:, 0]
 
 
@@ -159,7 +170,7 @@ def _levels(points: Points, zero_points: int) -> list[tuple[int, int]]:
     """Steps in width and zero point of each level of the search, the last one 1 and 1."""
     levels = [(4, max(1, zero_points // 16)), (2, max(1, zero_points // 64)), (1, 1)]
     work = points.values.numel() * WIDTHS * zero_points
-    return levels[-1:] if points.values.shape[1] < 2 * SUMMARY and work <= EXHAUSTIVE else levels
+    return levels[-1:] if points.values.shape[1] < CROWD * ROUGH and work <= EXHAUSTIVE else levels
 
 
 def _zoom(
@@ -169,13 +180,13 @@ def _zoom(
     rows: int,
     zero_points: list[int],
     device: torch.device,
-) -> Range:
+) -> Tensor:
     """Minimise `error(width [C, K], zero_point [C, K]) -> [C, K]` over the grid, from coarse to fine.
 
     `rough` is a cheaper estimate of the error, good enough to find the valleys; `strides` those of `_levels`.
 
     Returns:
-        Best width and zero point, `[C, 1]` each.
+        The best few widths and zero points, best first `[C, VALLEYS, 2]`.
     """
     first, last = zero_points[0], zero_points[-1]
     width = torch.arange(strides[0][0], WIDTHS + 1, strides[0][0], device=device)
@@ -184,14 +195,14 @@ def _zoom(
     best = _valleys(rough, grid, len(zero_point))
     for (coarse_w, coarse_z), (w, z) in pairwise(strides):
         offsets = torch.cartesian_prod(
-            torch.arange(-coarse_w, coarse_w + 1, w, device=device),
-            torch.arange(-coarse_z, coarse_z + 1, z, device=device),
+            torch.arange(w - coarse_w, coarse_w, w, device=device),
+            torch.arange(z - coarse_z, coarse_z, z, device=device),
         )
         grid = (best[:, :, None] + offsets).flatten(1, 2)
         # Candidates beyond an edge fold onto it: looked at twice, never chosen wrongly.
         grid = torch.stack([grid[..., 0].clamp(1, WIDTHS), grid[..., 1].clamp(first, last)], dim=2)
         best = _least(error(grid[..., 0], grid[..., 1]), grid, VALLEYS)
-    return best[:, :1, 0], best[:, :1, 1]
+    return best
 
 
 def _valleys(error: Error, grid: Tensor, zero_points: int) -> Tensor:

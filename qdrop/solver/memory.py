@@ -8,8 +8,6 @@ import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux keeps the limits of a container or of a job (version 2 of its interface)."""
-
-
 MEMBERSHIP = Path("/proc/self/cgroup")
 """Which of them this process is in."""
 

@@ -57,7 +57,7 @@ def test_small_networks_trace_to_the_same_function(model_type, image, classes):
         assert torch.equal(fx.symbolic_trace(model)(x), logits)
 
 
-@pytest.mark.parametrize("model_type, layers", [("resnet20", 20), ("resnet56", 56)])
+@pytest.mark.parametrize("model_type, layers", [(f"resnet{depth}", depth) for depth in (20, 32, 44, 56, 110)])
 def test_cifar_networks_have_the_layers_of_their_name(model_type, layers):
     weighted = [m for m in BUILDERS[model_type]().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weighted) == layers

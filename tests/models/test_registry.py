@@ -12,7 +12,10 @@ from qdrop.models import BUILDERS, ModelError, build_model, build_model_with_inf
 
 
 def test_every_network_of_the_paper_is_there():
-    assert set(GOLDEN_MODELS.values()) | {"resnet20", "resnet56", "digits_resnet"} == set(BUILDERS)
+    assert set(GOLDEN_MODELS.values()) | {
+        "digits_resnet",
+        *(f"resnet{depth}" for depth in (20, 32, 44, 56, 110)),
+    } == set(BUILDERS)
 
 
 def test_a_model_comes_in_eval_mode_with_its_options():
