@@ -41,5 +41,5 @@ setup(
         ],
         "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29"],
     },
-    entry_points={"console_scripts": ["qdrop=qdrop.solver.main_imagenet:main"]},
+    entry_points={"console_scripts": ["qdrop=qdrop.cli:main"]},
 )

@@ -49,16 +49,19 @@ class ConfigError(ValueError):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file, and the ones it builds on; overrides such as ``quant.recon.iters=100`` come last."""
-    data, places = _read(Path(path))
+    return _overridden(*_read(Path(path)), overrides)
+
+
+def config_from_dict(data: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Checks plain data, as from `config_to_dict`; overrides come last."""
+    return _overridden(data, {}, overrides)
+
+
+def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) -> Config:
     for extra in _parse_overrides(overrides):
         data = _merge(data, extra)
-        places |= dict.fromkeys(_keys(extra), "command line")
+        places = places | dict.fromkeys(_keys(extra), "command line")
     return _validate(data, places)
-
-
-def config_from_dict(data: dict[str, Any]) -> Config:
-    """Checks plain data, as from `config_to_dict`."""
-    return _validate(data, {})
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, fx
 
 import qdrop
+from qdrop.checkpoint import read
 from qdrop.export import Container, ExportError, export_onnx, export_program
 from qdrop.files import write_file
 
 CHECKPOINT = "quantized.safetensors"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m qdrop.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help=f"a run folder, or its {CHECKPOINT}")
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: %(default)s")
@@ -39,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.export") -> int:
     """Run the command; the exit status is 1 where it fails, with one line that says why."""
-    args = parser().parse_args(argv)
+    args = parser(prog).parse_args(argv)
     try:
         path = write(args.run, args.format, Container(args.container), args.out)
     except (qdrop.CheckpointError, ExportError, OSError) as error:
@@ -69,6 +70,7 @@ def write(run: Path, kind: str, container: Container, out: Path | None = None) -
         OSError: If a file cannot be read or written.
     """
     checkpoint = run / CHECKPOINT if run.is_dir() else run
+    settings = read(checkpoint).config
     model = qdrop.load(checkpoint)
     if kind == "torch":
         path = out or checkpoint.with_suffix(".pt2")
@@ -77,7 +79,7 @@ def write(run: Path, kind: str, container: Container, out: Path | None = None) -
         write_file(path, program.getvalue())
         return path
     path = out or checkpoint.with_name(f"{checkpoint.stem}-{container}.onnx")
-    export_onnx(model, example(model), path, container)
+    export_onnx(model, example(model), path, container, settings)
     return path
 
 

@@ -4,6 +4,8 @@ quantized, _ = qdrop.quantize(model, images)
 export_onnx(quantized, images[:1], Path("model.onnx"))
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from qdrop.export.facts import TensorFact, find_facts
 from qdrop.export.onnx_layers import Bounds, clip_bounds, convolution, linear, quantize
 from qdrop.export.registry import FUNCTIONS, MODULES, NOTHING, RESHAPES, UNARY, supported
 from qdrop.files import write_file
+from qdrop.onnx_file import RECORD
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.ops import module_of, operation
 
@@ -25,7 +28,11 @@ OUTPUT = "output"
 
 
 def export_onnx(
-    model: fx.GraphModule, example: Tensor, path: Path, container: Container | str = Container.NATIVE
+    model: fx.GraphModule,
+    example: Tensor,
+    path: Path,
+    container: Container | str = Container.NATIVE,
+    record: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Write a network as ONNX, with a batch of any size.
 
@@ -37,6 +44,7 @@ def export_onnx(
         example: An input `[N, C, H, W]`, for the shapes.
         path: The file to write; it appears under its name only once complete.
         container: Which integer types to use.
+        record: Settings to record in the file, plain data; :mod:`qdrop.onnx_file` reads them.
 
     Returns:
         The ONNX model that was written.
@@ -47,6 +55,8 @@ def export_onnx(
         OSError: If the file cannot be written.
     """
     proto = to_onnx(model, example, Container(container))
+    if record is not None:
+        helper.set_model_props(proto, {RECORD: json.dumps(dict(record))})
     write_file(path, proto.SerializeToString())
     return proto
 

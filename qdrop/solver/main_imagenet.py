@@ -194,12 +194,12 @@ def pick_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet") -> int:
     """Entry point of the command line; returns the exit status."""
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
     try:
-        config, file = parse_args(argv)
+        config, file = parse_args(argv, prog)
         out = run_folder(config, file)
         with logging_to(out):
             run(config, out)

@@ -130,9 +130,9 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.report") -> int:
     """Entry point of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m qdrop.solver.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("exp", type=Path, help="folder of the experiments")
     exp = parser.parse_args(argv).exp
     try:

@@ -1,0 +1,121 @@
+"""Top-1 of a quantized network that lies in a file: a packed checkpoint, or ONNX.
+
+qdrop evaluate quantized.safetensors --data /data/imagenet
+qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdrop import checkpoint
+from qdrop.config import Config
+from qdrop.config_io import config_from_dict
+from qdrop.onnx_file import OnnxFileError, settings
+from qdrop.solver.imagenet_util import accuracy, check_outputs, num_classes, validation_loader
+from qdrop.solver.main_imagenet import USER_ERRORS, pick_device
+
+log = logging.getLogger("qdrop")
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a module, run by ONNX Runtime on the CPU.
+
+    Args:
+        path: The file.
+        threads: CPU threads; None: ONNX Runtime decides.
+
+    Raises:
+        OnnxFileError: If ONNX Runtime is not installed or cannot run the file.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise OnnxFileError("ONNX files are run by ONNX Runtime: pip install 'qdrop[onnx]'") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class for each status, without a common one of its own
+            raise OnnxFileError(f"{path}: ONNX Runtime cannot run it: {error}") from error
+        (self._input,) = self._session.get_inputs()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `[N, C, H, W]` to logits `[N, classes]`, both on the CPU."""
+        (logits,) = self._session.run(None, {self._input.name: images.numpy().astype(np.float32)})
+        return torch.from_numpy(logits)
+
+
+def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
+    """Top-1 in percent of the network in a file, and the settings it was measured with.
+
+    Args:
+        path: A packed checkpoint, or ONNX (`*.onnx`).
+        overrides: Settings that replace those recorded in the file: `data.path=...`.
+
+    Raises:
+        Exception: One of `USER_ERRORS` or OnnxFileError, naming what to change.
+    """
+    if path.suffix == ".onnx":
+        config = _config(settings(path), overrides)
+        device = torch.device("cpu")
+        model: nn.Module = OnnxNetwork(path, config.process.threads)
+    else:
+        config = _config(checkpoint.read(path).config, overrides)
+        device = pick_device(config)
+        model = checkpoint.load(path, device)
+    loader = validation_loader(config.data)
+    images, _ = next(iter(loader))
+    with torch.no_grad():
+        check_outputs(num_classes(config.data), model(images[:1].to(device)).shape[1])
+    return accuracy(model, loader, device), config
+
+
+def _config(recorded: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """Recorded settings, which name no folder, with what the command line replaces."""
+    return config_from_dict(json.loads(json.dumps(dict(recorded))), overrides)
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    made = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("file", type=Path, metavar="FILE", help="quantized.safetensors of a run, or an ONNX file")
+    made.add_argument("--data", metavar="PATH", help="folder of the data set: short for data.path=PATH")
+    made.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace those recorded in the file: data.batch_size=256 data.val_limit=1000;"
+        " `qdrop quantize --help` lists them",
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.evaluate") -> int:
+    """Entry point of the command line; returns the exit status."""
+    args = parser(prog).parse_intermixed_args(argv)
+    overrides = [*([] if args.data is None else [f"data.path={args.data}"]), *args.overrides]
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        top1, config = evaluate(args.file, overrides)
+    except (*USER_ERRORS, OnnxFileError, FloatingPointError) as error:
+        log.error("error: %s", error)
+        return 1
+    print(f"{args.file}: top-1 {top1:.2f} on {config.data.name or config.data.type}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
