@@ -1,0 +1,81 @@
+"""A whole run against the published way: ResNet-20 at W2A4.
+
+Calibration and 2,000 iterations for each unit on 1,024 images of 32x32 (random ones, and random weights: time does not
+depend on them), against the same iterations written the plain way. Those are timed for some steps of each unit and
+multiplied; the range search and the movement of activations of the published code are not in that figure.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from benchmarks.common import Outcome, Table, axes, bars, main, seconds_of
+from benchmarks.plain_step import plain, plain_step
+from qdrop.config import PRESETS, QuantConfig, ReconConfig
+from qdrop.models import build_model
+from qdrop.quantization.convert import quantize_graph, segments
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import make_plan
+from qdrop.quantization.state import quantizing
+from qdrop.solver.cache import Pair, run_all
+from qdrop.solver.calibrate import calibrate
+from qdrop.solver.recon import reconstruct
+from qdrop.solver.run_folder import peak_memory_mb
+
+TIMED = 10
+"""Steps of the plain way that are timed in each unit."""
+
+
+def measure(args: argparse.Namespace) -> Outcome:
+    """2,000 iterations a unit on 1,024 images, or 50 on 128 if `args.quick`."""
+    count, iters = (128, 50) if args.quick else (1024, 2000)
+    config = replace(ReconConfig(**PRESETS["published"]), iters=iters)
+    torch.manual_seed(0)
+    images = torch.randn(count, 3, 32, 32)
+    graph = trace(build_model("resnet20", {}, None).eval(), images[:2])
+    plan = make_plan(graph, QuantConfig(recon=config))
+    model = quantize_graph(graph, plan).to(args.device)
+    started = time.perf_counter()
+    calibrate(model, images[:256], 64, args.device)
+    calibration = time.perf_counter() - started
+
+    slow = 0.0
+    twin = copy.deepcopy(model)
+    value = images.to(args.device)
+    for part in segments(twin, plan):
+        with quantizing(part.module, weights=False, activations=False):
+            target = run_all(part.module, (value,), 64, args.device)[0][:]
+        if part.unit is not None:
+            step = plain_step(plain(part.module, config.drop_prob), Pair(value, value + 0.01), target, config)
+            step()
+            slow += iters * seconds_of(lambda: [step() for _ in range(TIMED)], args.device) / TIMED  # noqa: B023
+        value = target
+    del twin, value, target
+
+    started = time.perf_counter()
+    units = list(reconstruct(model, plan, images, config, 0, args.device))
+    ours = time.perf_counter() - started
+    figures = {
+        "calibration.seconds": calibration,
+        "reconstruction.seconds": ours,
+        "plain.reconstruction.seconds": slow,
+        "plain_over_ours": slow / ours,
+        "peak_memory.mb": peak_memory_mb(args.device),
+    }
+    rows = (
+        ("calibration", f"{calibration:.1f} s", "-"),
+        (f"reconstruction, {len(units)} units", f"{ours:.0f} s", f"{slow:.0f} s"),
+        ("peak memory", f"{figures['peak_memory.mb']:.0f} MB", "-"),
+    )
+    figure, ax = axes("ResNet-20 at W2A4, reconstruction", "", "seconds")
+    bars(ax, ["reconstruction"], {"qdrop": [ours], "steps written the plain way": [slow]}, "{:.0f}")
+    caption = f"{count:,} images, {iters:,} iterations for each unit, {args.threads} thread(s)."
+    return Outcome(figures, (Table(caption, ("", "qdrop", "plain steps"), rows),), figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, "end_to_end", measure))
