@@ -1,0 +1,75 @@
+"""The page of benchmarks, made from the records of full runs.
+
+python -m benchmarks.report        # writes benchmarks/README.md from benchmarks/results/*.json
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.common import HERE, Record
+
+HEADER = """\
+# Benchmarks
+
+Made by `python -m benchmarks.report` from `results/*.json`, which hold every figure under a plain name; do not edit.
+Each benchmark takes `--quick` (a minute or two, not recorded), `--threads N`, `--json FILE` and `--device cpu|cuda`.
+Ratios are of candidates timed in turns within one run. Machines differ and are shared: compare ratios, not seconds.
+"""
+
+
+def report(folder: Path) -> str:
+    """The text of `benchmarks/README.md`.
+
+    Args:
+        folder: Holds `results` and `plots`.
+
+    Raises:
+        TypeError: If a result is not a record; as :meth:`Record.read`.
+    """
+    files = sorted((folder / "results").glob("*.json"))
+    sections = [text for file in files for text in section(Record.read(file))]
+    return "\n".join([HEADER, *sections])
+
+
+def section(record: Record) -> Iterator[str]:
+    """One benchmark: how to reproduce it, where it was measured, its tables and its plot."""
+    yield f"## {record.title}\n"
+    yield f"```bash\n{record.command}\n```\n"
+    for table in record.tables:
+        yield table.markdown() + "\n"
+    for note in record.notes:
+        yield note + "\n"
+    if record.plot is not None:
+        yield f"![{record.title}]({record.plot})\n"
+    yield f"Measured on {place(record)}.\n"
+
+
+def place(record: Record) -> str:
+    """The machine and the versions in words."""
+    machine = record.machine
+    parts = [machine["gpu"]] if machine["gpu"] else []
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    parts += [f"{machine['cpu']} ({machine['cores']} cores, {machine['memory_gb']} GB, {threads})"]
+    parts += [f"Python {machine['python']}"]
+    parts += [f"{name} {number}" for name, number in machine["packages"].items()]
+    return f"{', '.join(parts)}, revision {machine['revision']}, in {record.seconds / 60:.0f} minutes"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command line; returns the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
+    try:
+        text = report(HERE)
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        print(f"error: benchmarks/results: {error}; expected what a benchmark wrote there", file=sys.stderr)
+        return 1
+    (HERE / "README.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
