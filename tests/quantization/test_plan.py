@@ -268,7 +268,7 @@ def test_reads_well():
 
 def test_branches_into_adds_are_quantized_where_asked():
     """By default a value that only goes into an add is not; the network's output never is."""
-    graph, published = planned(network("residual"))
+    _, published = planned(network("residual"))
     _, plan = planned(network("residual"), bits(2, 4, branch_bit=8))
     added = [spec for spec in plan.quantizers if spec.name not in {s.name for s in published.quantizers}]
     assert [(spec.name, spec.bit) for spec in added] == [
