@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -119,7 +120,7 @@ def measure(args: argparse.Namespace) -> Outcome:
         for network in NETWORKS:
             files = contestants(network, Path(name), args.threads)
             for batch in batches:
-                timings = _time(files, batch, rounds=11 if args.quick or batch > 1 else 41)
+                timings = _time(files, batch, rounds=_rounds(args.quick, batch))
                 for label in LABELS:
                     figures |= _figures(f"{network}.batch{batch}.{label}", timings, label)
                 rows.append(_row(network, batch, figures))
@@ -141,9 +142,14 @@ def measure(args: argparse.Namespace) -> Outcome:
     return Outcome(figures, (speeds, sizes, ran), _plot(figures, batches), _notes(figures))
 
 
+def _rounds(quick: bool, batch: int) -> int:
+    """A batch of 32 takes seconds."""
+    return 7 if batch > 1 else 11 if quick else 41
+
+
 def _time(files: dict[str, Contestant], batch: int, rounds: int) -> Timings:
     images = torch.randn(batch, 3, 224, 224)
-    return interleaved({label: (lambda f=file: f.run(images)) for label, file in files.items()}, rounds)
+    return interleaved({label: partial(file.run, images) for label, file in files.items()}, rounds)
 
 
 def _figures(case: str, timings: Timings, label: str) -> dict[str, float]:
