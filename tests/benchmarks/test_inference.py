@@ -1,0 +1,29 @@
+import pytest
+from networks import bits, images, network, quantized
+
+from benchmarks.inference import Contestant, _open, profile
+from qdrop.export import export_onnx
+from qdrop.quantization.state import quantizing
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A quantized network with residual blocks, all of whose convolutions but the first compute in integers."""
+    model, _ = quantized(network("residual"), bits(4, 4, branch_bit=8))
+    with quantizing(model):
+        export_onnx(model, images(1), tmp_path / "model.onnx", "int8")
+    return tmp_path / "model.onnx"
+
+
+def test_the_graph_that_ran_is_the_fused_one(path):
+    contestant = _open(path, threads=1)
+    assert isinstance(contestant, Contestant)
+    assert contestant.operators["QLinearConv"] == 4
+    assert contestant.operators["QLinearAdd"] == 2
+    assert contestant.operators["Conv"] == 1
+
+
+def test_shares_of_a_profile_add_up(path):
+    shares = profile(path, images(2), threads=1)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {"Conv", "QLinearConv", "QLinearAdd"} <= shares.keys()
