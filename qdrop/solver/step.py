@@ -180,6 +180,8 @@ class Compiler:
         run = self._compiled[key]
 
         def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
+            if inputs.full.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()
             error, penalty, *found = run(values, inputs.tensors())
             return error.clone(), penalty.clone(), *found  # a CUDA graph writes the next ones in the same place
 

@@ -148,9 +148,10 @@ def _inputs(
 ) -> Iterator[Inputs]:
     """What each iteration works on: a batch, the drop's seeds, weight and exponent of the rounding term."""
     schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
+    # On the device from the start: sending two numbers in each iteration would make the host wait for a GPU.
+    terms = torch.tensor([schedule(t) for t in range(1, config.iters + 1)], device=generator.device)  # [T, 2]
     masks = masks_needed(unit)
-    for iteration, batch in zip(range(1, config.iters + 1), stream, strict=False):
-        weight, beta = torch.tensor(schedule(iteration), device=generator.device)
+    for (weight, beta), batch in zip(terms, stream, strict=False):
         yield Inputs(batch.full, batch.quantized, batch.target, draw_seeds(masks, generator), weight, beta)
 
 
