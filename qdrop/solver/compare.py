@@ -16,7 +16,8 @@ from rich.table import Table
 
 from qdrop.config import ActivationQConfig, Config
 from qdrop.config_io import ConfigError, parse_args
-from qdrop.solver.main_imagenet import USER_ERRORS, run
+from qdrop.solver.command import exit_status
+from qdrop.solver.main_imagenet import run
 
 SETTINGS = ((4, 4), (3, 3), (2, 4), (2, 2))
 """Bits of weights and activations, as in the paper's tables."""
@@ -104,10 +105,9 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; returns the exit status."""
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
     matplotlib.use("Agg")
-    try:
+
+    def work() -> None:
         config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
         out = Path(config.process.out) if config.process.out else file.parent / "runs" / "compare"
         rows = compare(config, out)
@@ -115,10 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console().print(table(rows, title))
         draw(rows, title, out / "comparison.png")
         log.info("picture: %s", out / "comparison.png")
-    except USER_ERRORS as error:
-        log.error("error: %s", error)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,9 @@ from qdrop import checkpoint
 from qdrop.config import Config
 from qdrop.config_io import config_from_dict
 from qdrop.onnx_file import OnnxFileError, settings
+from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import accuracy, check_outputs, num_classes, validation_loader
-from qdrop.solver.main_imagenet import USER_ERRORS, pick_device
-
-log = logging.getLogger("qdrop")
+from qdrop.solver.main_imagenet import pick_device
 
 
 class OnnxNetwork(nn.Module):
@@ -65,7 +63,7 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         overrides: Settings that replace those recorded in the file: `data.path=...`.
 
     Raises:
-        Exception: One of `USER_ERRORS` or OnnxFileError, naming what to change.
+        Exception: One of `command.USER_ERRORS`, naming what to change.
     """
     if path.suffix == ".onnx":
         config = _config(settings(path), overrides)
@@ -106,15 +104,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     """Entry point of the command line; returns the exit status."""
     args = parser(prog).parse_intermixed_args(argv)
     overrides = [*([] if args.data is None else [f"data.path={args.data}"]), *args.overrides]
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
-    try:
+
+    def work() -> None:
         top1, config = evaluate(args.file, overrides)
-    except (*USER_ERRORS, OnnxFileError, FloatingPointError) as error:
-        log.error("error: %s", error)
-        return 1
-    print(f"{args.file}: top-1 {top1:.2f} on {config.data.name or config.data.type}")
-    return 0
+        print(f"{args.file}: top-1 {top1:.2f} on {config.data.name or config.data.type}")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

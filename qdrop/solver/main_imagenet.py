@@ -15,17 +15,16 @@ from typing import Any
 import torch
 
 from qdrop import checkpoint
-from qdrop.checkpoint import CheckpointError
 from qdrop.config import Config
 from qdrop.config_io import ConfigError, parse_args, run_folder
-from qdrop.models import ModelError, WeightsError, build_model_with_info
+from qdrop.models import build_model_with_info
 from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import GraphError, trace
-from qdrop.quantization.plan import PlanError, make_plan
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import make_plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.calibrate import calibrate
+from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import (
-    DataError,
     accuracy,
     calibration_images,
     check_outputs,
@@ -34,27 +33,10 @@ from qdrop.solver.imagenet_util import (
 )
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
-from qdrop.solver.resume import FinishedUnits, ResumeError, identity
+from qdrop.solver.resume import FinishedUnits, identity
 from qdrop.solver.run_folder import RESUME, RunFolder, logging_to, peak_memory_mb, portable
-from qdrop.solver.storage import CacheError
-from qdrop.solver.unit import ReconstructionError
 
 log = logging.getLogger("qdrop")
-
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    ModelError,
-    WeightsError,
-    GraphError,
-    PlanError,
-    CheckpointError,
-    ResumeError,
-    ReconstructionError,
-    CacheError,
-    OSError,
-)
-"""What goes wrong through settings, files or data; shown without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ def run(config: Config, out: Path) -> Result:
         The result, as written to `result.json`.
 
     Raises:
-        Exception: One of `USER_ERRORS`, naming what to change.
+        Exception: One of `command.USER_ERRORS`, naming what to change.
     """
     quant, recon, seed = config.quant, config.quant.recon, config.process.seed
     folder = RunFolder(out)
@@ -196,17 +178,14 @@ def pick_device(config: Config) -> torch.device:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet") -> int:
     """Entry point of the command line; returns the exit status."""
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
-    try:
+
+    def work() -> None:
         config, file = parse_args(argv, prog)
         out = run_folder(config, file)
         with logging_to(out):
             run(config, out)
-    except USER_ERRORS as error:
-        log.error("error: %s", error)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
