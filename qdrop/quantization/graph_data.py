@@ -12,9 +12,7 @@ with one key is what JSON has no word for: {"node": name}, {"list": [...]}, {"di
 """
 
 import inspect
-import keyword
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,10 +29,8 @@ from qdrop.quantization.allowed import (
     name_of_layer,
 )
 from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.quantization.names import identifier, module_path
 from qdrop.quantization.ops import module_of
-
-_PATH = re.compile(r"[\w+/@ -]+(\.[\w+/@ -]+)*")
-_RESERVED = frozenset([*dir(nn.Module()), *dir(fx.GraphModule), "graph", "meta"])
 
 
 class GraphDataError(ValueError):
@@ -98,9 +94,9 @@ def _build(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphMo
     parts: dict[str, Any] = {}
     with torch.device("meta"):  # nothing is allocated or drawn: the tensors are given
         for path, layer in data["layers"].items():
-            arguments = {_identifier(key): _decode(value, {}) for key, value in layer["args"].items()}
-            parts[_path(path)] = layer_named(layer["type"])(**arguments)
-    parts |= {_path(name): nn.Parameter(tensors[name], requires_grad=False) for name in constants(data)}
+            arguments = {identifier(key): _decode(value, {}) for key, value in layer["args"].items()}
+            parts[module_path(path)] = layer_named(layer["type"])(**arguments)
+    parts |= {module_path(name): nn.Parameter(tensors[name], requires_grad=False) for name in constants(data)}
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for node in data["nodes"]:
@@ -124,9 +120,9 @@ def _node_to_data(node: fx.Node) -> dict[str, Any]:
 
 def _node_from_data(data: Mapping[str, Any], graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> fx.Node:
     """The node, checked: torch.fx writes Python source from names, targets and keywords."""
-    name, op, target = _identifier(data["name"]), data["op"], data["target"]
+    name, op, target = identifier(data["name"]), data["op"], data["target"]
     args = tuple(_decode(value, nodes) for value in data.get("args", ()))
-    kwargs = {_identifier(key): _decode(value, nodes) for key, value in data.get("kwargs", {}).items()}
+    kwargs = {identifier(key): _decode(value, nodes) for key, value in data.get("kwargs", {}).items()}
     _check_call(op, target, args, kwargs)
     called: str | Callable[..., Any] = function_named(target) if op == "call_function" else target
     node = graph.create_node(op, called, args, kwargs, name=name)
@@ -139,9 +135,9 @@ def _check_call(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str
     """Refuse what would reach beyond arithmetic on tensors."""
     match op:
         case "placeholder":
-            _identifier(target)
+            identifier(target)
         case "get_attr" | "call_module":
-            _path(target)
+            module_path(target)
         case "call_method":
             if target not in METHODS:
                 raise GraphDataError(f"it calls the method '{target}', which is not among those a file may call")
@@ -229,16 +225,3 @@ def _named(name: str) -> Any:
     if not isinstance(value, torch.dtype | torch.memory_format):
         raise GraphDataError(f"'{name}' is neither a dtype nor a memory format of torch")
     return value
-
-
-def _identifier(name: Any) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise GraphDataError(f"{name!r} is not a name")
-    return name
-
-
-def _path(name: Any) -> str:
-    """A dotted path of a module or tensor, none of whose parts is an attribute that any module has."""
-    if not isinstance(name, str) or not _PATH.fullmatch(name) or _RESERVED.intersection(name.split(".")):
-        raise GraphDataError(f"{name!r} is not the path of a layer")
-    return name

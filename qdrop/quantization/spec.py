@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from qdrop.quantization.affine import integer_range
+from qdrop.quantization.names import identifier, module_path
 
 
 class Kind(StrEnum):
@@ -56,5 +57,11 @@ class QuantizerSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "QuantizerSpec":
-        """The spec that :meth:`to_dict` wrote."""
+        """The spec that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: If a name in it is none.
+        """
+        module_path(data["name"])
+        identifier(data["node"])
         return cls(**(data | {"kind": Kind(data["kind"]), "shape": tuple(data["shape"])}))

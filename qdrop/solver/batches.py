@@ -1,7 +1,7 @@
 """A unit's data, batch by batch: gathered from wherever it is kept, ahead of the step if that takes time."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -58,16 +58,17 @@ class Batches:
         read = self._read(full, rows)
         return Batch(read, read if quantized is full else self._read(quantized, rows), self._read(target, rows))
 
-    def stream(self, draws: Iterable[Tensor]) -> Iterator[Batch]:
-        """:meth:`gather` of each of `draws`, two batches ahead where values have to be brought.
+    def stream(self, draws: Tensor) -> Generator[Batch, None, None]:
+        """:meth:`gather` of each row of `draws`, two batches ahead where values have to be brought.
 
-        `draws` is then asked for row numbers before the step before has run: they must not come from a
-        generator that the step draws from too, or results would depend on where values are kept. Numbers of
-        rows that are kept off the GPU should themselves be drawn off it, so that nothing waits for it.
+        Args:
+            draws: Row numbers `[T, B]`, on the CPU.
         """
         if all(value.place != "disk" and value.device.type == self._device.type for value in self._values):
-            yield from map(self.gather, draws)
+            yield from map(self.gather, draws.to(self._device))
             return
+        if self._stream is not None:  # values on the GPU were written by the step's stream
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         waiting: deque[Future[Coming]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             try:

@@ -135,7 +135,7 @@ def _reconstruct_part(
 
     def learn() -> float:
         part.module.load_state_dict(start)
-        generator = unit_generator(seed, part.name, device)
+        generator = unit_generator(seed, part.name)
         return reconstruct_unit(part.module, inputs, target, config, generator, watch=watcher, compiler=compiler)
 
     try:

@@ -6,8 +6,8 @@ are not kept: they are computed again, the same, by running the finished units.
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class FinishedUnits:
             self._check(run)
             log.info("going on with an interrupted run: %d of %d units are finished", len(self), len(self._names))
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        self._remove()
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / IDENTITY, json.dumps(run, indent=1) + "\n")
 
@@ -110,12 +110,13 @@ class FinishedUnits:
         try:
             metadata, tensors = read_container(file, FORMAT, VERSION)
             report = UnitReport(**json.loads(metadata["report"]))
-        except CheckpointError as error:
-            log.warning("%s; the unit '%s' is reconstructed again", error, name)
+            learned = {key: tensors[key] for key in _learned(unit)}
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s: %s; the unit '%s' is reconstructed again", file, error, name)
             return None
         with torch.no_grad():
             for key, value in _learned(unit).items():
-                value.copy_(tensors[key])
+                value.copy_(learned[key])
         self.seconds += report.seconds
         return report
 
@@ -131,15 +132,26 @@ class FinishedUnits:
 
     def clear(self) -> None:
         """Forget them: the run is complete."""
+        self._remove()
+        with suppress(OSError):  # not there, or something else is in it
+            self._folder.rmdir()
+
+    def _remove(self) -> None:
+        """Delete our own files, and nothing that someone else put there."""
         (self._folder / IDENTITY).unlink(missing_ok=True)  # first: without it the rest counts for nothing
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for number in range(len(self._names)):
+            (self._folder / f"{number:04d}.safetensors").unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{self._names.index(name):04d}.safetensors"
 
     def _check(self, run: Mapping[str, Any]) -> None:
         """Refuse to mix two runs, and to throw finished work away unasked."""
-        before = json.loads((self._folder / IDENTITY).read_text(encoding="utf-8"))
+        file = self._folder / IDENTITY
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ResumeError(f"{file} cannot be read: {error}; delete {self._folder} to start afresh") from error
         differing = [key for key in sorted({*before, *run}) if before.get(key) != run.get(key)]
         told = [_difference(key, before, run) for key in differing if key not in VERSIONS]
         if told:

@@ -47,16 +47,16 @@ class Step:
 Watcher = Callable[[Step], None]
 
 
-def unit_generator(seed: int, unit: str, device: torch.device) -> torch.Generator:
-    """The randomness of one unit: depends on the seed and the unit's name and on nothing else."""
+def unit_generator(seed: int, unit: str) -> torch.Generator:
+    """The randomness of one unit: depends on the seed and the unit's name and on nothing else, such as a device."""
     digest = hashlib.sha256(f"{seed}:{unit}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices `[batch_size]` into `count` cached values for each iteration, drawn with replacement."""
     for _ in range(iters):
-        yield torch.randint(count, (batch_size,), generator=generator, device=generator.device)
+        yield torch.randint(count, (batch_size,), generator=generator)
 
 
 def iterations(
@@ -79,10 +79,11 @@ def iterations(
         if parameters
     ]
     decay = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
-    # Drawn before the first step: the drop takes from the same generator, and batches are fetched ahead.
-    draws = list(batches or draw_batches(len(target), config.batch_size, config.iters, generator))
-    stream = Batches(inputs, target, generator.device).stream(draws)
-    work = _inputs(stream, unit, config, generator)
+    device = next(unit.parameters()).device
+    batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
+    draws = torch.stack([rows for _, rows in zip(range(config.iters), batches, strict=False)])  # [T, B]
+    stream = Batches(inputs, target, device).stream(draws)
+    work = _inputs(stream, masks_needed(unit), config, generator, device)
 
     with (
         quantizing(unit),
@@ -92,19 +93,24 @@ def iterations(
     ):
         first = next(work)
         gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
-        for iteration, batch in enumerate(chain([first], work), start=1):
-            error, penalty, *found = gradients(batch)
-            for parameter, gradient in zip([*roundings, *scales], found, strict=True):
-                parameter.grad = gradient
-            for optimizer in optimizers:
-                optimizer.step()
-            if decay is not None:
-                decay.step()
-            for grid in grids:
-                grid.constrain()
-            if iteration % CHECK_EVERY == 0 or iteration == config.iters:
-                _check_finite(error + penalty, iteration)
-            yield Step(iteration, error, penalty)
+        try:
+            for iteration, batch in enumerate(chain([first], work), start=1):
+                error, penalty, *found = gradients(batch)
+                for parameter, gradient in zip([*roundings, *scales], found, strict=True):
+                    parameter.grad = gradient
+                for optimizer in optimizers:
+                    optimizer.step()
+                if decay is not None:
+                    decay.step()
+                for grid in grids:
+                    grid.constrain()
+                if iteration % CHECK_EVERY == 0 or iteration == config.iters:
+                    _check_finite(error + penalty, iteration)
+                yield Step(iteration, error, penalty)
+        finally:
+            work.close()  # and with it the batches on their way
+            for parameter in [*roundings, *scales]:
+                parameter.grad = None  # a CUDA graph's memory
 
 
 def reconstruct_unit(
@@ -124,7 +130,7 @@ def reconstruct_unit(
         inputs: Its input for all calibration images `[N, C, ...]`, in both networks.
         target: Its full-precision output for them `[N, C', ...]`.
         config: Iterations, rates, drop probability.
-        generator: Source of the batches and the drop, on the unit's device.
+        generator: Source of the batches and of the drop's seeds, on the CPU whatever the unit's device.
         batches: Index tensors to use instead of random ones, at least as many as iterations.
         watch: Called after each iteration.
         compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
@@ -144,15 +150,23 @@ def reconstruct_unit(
 
 
 def _inputs(
-    stream: Iterator[Batch], unit: nn.Module, config: ReconConfig, generator: torch.Generator
-) -> Iterator[Inputs]:
-    """What each iteration works on: a batch, the drop's seeds, weight and exponent of the rounding term."""
+    stream: Generator[Batch, None, None],
+    masks: int,
+    config: ReconConfig,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Generator[Inputs, None, None]:
+    """What each iteration works on: a batch, the drop's seeds, weight and exponent of the rounding term.
+
+    Seeds and terms of all iterations are on the device from the start: sending some in each iteration would
+    make the host wait for a GPU.
+    """
     schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
-    # On the device from the start: sending two numbers in each iteration would make the host wait for a GPU.
-    terms = torch.tensor([schedule(t) for t in range(1, config.iters + 1)], device=generator.device)  # [T, 2]
-    masks = masks_needed(unit)
-    for (weight, beta), batch in zip(terms, stream, strict=False):
-        yield Inputs(batch.full, batch.quantized, batch.target, draw_seeds(masks, generator), weight, beta)
+    terms = torch.tensor([schedule(t) for t in range(1, config.iters + 1)], device=device)  # [T, 2]
+    seeds = draw_seeds(config.iters * masks, generator).view(config.iters, masks, 2).to(device)
+    with closing(stream):
+        for batch, seed, (weight, beta) in zip(stream, seeds, terms, strict=True):
+            yield Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta)
 
 
 @torch.no_grad()

@@ -1,0 +1,32 @@
+"""Names from a file that torch.fx writes into the source of a network: what else they held would be executed."""
+
+import keyword
+import re
+from typing import Any
+
+from torch import fx, nn
+
+_PATH = re.compile(r"[\w+/@ -]+(\.[\w+/@ -]+)*")
+_RESERVED = frozenset([*dir(nn.Module()), *dir(fx.GraphModule), "graph", "meta"])
+
+
+def identifier(name: Any) -> str:
+    """`name`, if it can be the name of a node or of an argument.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{name!r} is not a name")
+    return name
+
+
+def module_path(name: Any) -> str:
+    """`name`, if it is a dotted path of a module or tensor, none of whose parts any module has as an attribute.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(name, str) or not _PATH.fullmatch(name) or _RESERVED.intersection(name.split(".")):
+        raise ValueError(f"{name!r} is not the path of a layer")
+    return name
