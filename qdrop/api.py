@@ -1,5 +1,6 @@
 """The notebook API: quantize a model of your own in one call."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,11 @@ from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import Plan, make_plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.calibrate import calibrate
+from qdrop.solver.precision import tf32
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import UnitReport, reconstruct
+
+log = logging.getLogger("qdrop")
 
 Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
@@ -58,14 +62,13 @@ def quantize(
     Raises:
         GraphError: If the network cannot be traced or quantized; names the module and the reason.
         ConfigError: If the config has an unknown key or a value out of range.
-        ValueError: If there are fewer images than one batch of the reconstruction.
+        ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
+            float32 tensors `[N, C, H, W]`.
     """
     quant = _config(config)
     recon = quant.recon
     images = _collect(calibration, quant.calibrate)
-    needed = recon.batch_size if recon else 1
-    if len(images) < needed:
-        raise ValueError(f"{len(images)} calibration images; at least {needed} (recon.batch_size) are needed")
+    _check(images, recon.batch_size if recon else 1, quant.calibrate)
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
 
@@ -73,14 +76,27 @@ def quantize(
     plan = make_plan(graph, quant, recon.granularity if recon else "block")
     quantized = quantize_graph(graph, plan).to(target)
     batch_size = recon.batch_size if recon else 32
-    calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
     units: tuple[UnitReport, ...] = ()
-    if recon is not None:
-        with UnitProgress(len(plan.units), recon.iters) as progress:
-            units = tuple(reconstruct(quantized, plan, images, recon, seed, target, progress))
+    with tf32(recon is not None and recon.precision == "tf32"):
+        calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
+        if recon is not None:
+            with UnitProgress(len(plan.units), recon.iters) as progress:
+                units = tuple(reconstruct(quantized, plan, images, recon, seed, target, progress))
     for quantizer in quantizers(quantized):
         quantizer.active = True
     return quantized, Report(plan, units)
+
+
+def _check(images: Tensor, needed: int, wanted: int) -> None:
+    """Refuse calibration images that no good network can come from."""
+    if len(images) < needed:
+        raise ValueError(f"{len(images)} calibration images; at least {needed} (recon.batch_size) are needed")
+    if images.dtype != torch.float32:
+        raise ValueError(f"calibration images are {images.dtype}; expected torch.float32, normalised as in training")
+    if not images.isfinite().all():
+        raise ValueError("calibration images hold values that are not finite")
+    if len(images) < wanted:
+        log.warning("%d calibration images, of the %d that quant.calibrate asks for", len(images), wanted)
 
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
@@ -95,7 +111,10 @@ def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:
         return calibration[:count]
     batches: list[Tensor] = []
     for batch in calibration:
-        batches.append(batch if isinstance(batch, Tensor) else batch[0])
+        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(images, Tensor):
+            raise ValueError(f"a calibration batch is a {type(batch).__name__}; expected images, or (images, labels)")
+        batches.append(images)
         if sum(len(b) for b in batches) >= count:
             break
     return torch.cat(batches)[:count] if batches else torch.empty(0)

@@ -180,6 +180,15 @@ class QuantConfig:
     recon: ReconConfig | None = None
     """Reconstruction; null: none, weights are rounded to the nearest."""
 
+    @model_validator(mode="after")
+    def _a_batch_can_be_drawn(self) -> Self:
+        if self.recon is not None and self.calibrate < self.recon.batch_size:
+            raise ValueError(
+                f"calibrate = {self.calibrate} images are fewer than one batch, recon.batch_size = "
+                f"{self.recon.batch_size}: expected calibrate >= recon.batch_size"
+            )
+        return self
+
     @field_validator("recon")
     @classmethod
     def _has_rounding_to_learn(cls, recon: ReconConfig | None, info: ValidationInfo) -> ReconConfig | None:

@@ -54,14 +54,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(data: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Checks plain data, as from `config_to_dict`; overrides come last."""
-    return _overridden(data, {}, overrides)
+    return _overridden(_with_preset(data, {}), {}, overrides)
 
 
 def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) -> Config:
+    given: dict[str, Any] = {}
     for extra in _parse_overrides(overrides):
-        data = _merge(data, extra)
+        given = _merge(given, extra)
         places = places | dict.fromkeys(_keys(extra), "command line")
-    return _validate(data, places)
+    return _validate(_merge(data, _with_preset(given, places)), places)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def parse_args(
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:
     """The data of a file merged over that of its base; `above`: the files that led here."""
     data, places = _parse_file(path)
+    data = _with_preset(data, places)
     if "base" not in data:
         return data, places
     base, place = data.pop("base"), places.pop(("base",))
@@ -218,7 +220,7 @@ def _keys(data: dict[str, Any], above: Key = ()) -> Iterator[Key]:
 
 def _validate(data: dict[str, Any], places: Places) -> Config:
     """The settings, checked as JSON, in which mappings are sections and lists are tuples."""
-    text = json.dumps(_with_preset(data, places), default=str)
+    text = json.dumps(data, default=str)
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
@@ -227,7 +229,10 @@ def _validate(data: dict[str, Any], places: Places) -> Config:
 
 
 def _with_preset(data: dict[str, Any], places: Places) -> dict[str, Any]:
-    """The data with `quant.recon.preset` replaced by the settings it stands for; those beside it take precedence."""
+    """The data of one file, or of the command line, with a preset replaced by the settings it stands for.
+
+    Those beside it take precedence, and it over those of the files below.
+    """
     quant = data.get("quant")
     recon = quant.get("recon") if isinstance(quant, dict) else None
     if not isinstance(quant, dict) or not isinstance(recon, dict) or "preset" not in recon:

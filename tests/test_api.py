@@ -113,3 +113,23 @@ def test_the_quantized_model_keeps_its_learned_integers_in_its_state_dict(model,
     assert not torch.equal(again(images), quantized(images))
     again.load_state_dict(quantized.state_dict())
     assert torch.equal(again(images), quantized(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda images: images.double(), "float64; expected torch.float32"),
+        (lambda images: (images * 255).byte(), "uint8; expected torch.float32"),
+        (lambda images: images / 0, "not finite"),
+        (lambda images: [{"image": images}], "is a dict; expected images"),
+        (lambda images: [[]], "is a list; expected images"),
+    ],
+)
+def test_images_that_cannot_be_calibrated_on(model, images, change, told):
+    with pytest.raises(ValueError, match=told):
+        qdrop.quantize(model, change(images), {"w_qconfig": {"bit": 4}})
+
+
+def test_fewer_images_than_asked_for_are_mentioned(model, images, caplog):
+    qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}, "calibrate": 100})
+    assert "32 calibration images, of the 100" in caplog.text

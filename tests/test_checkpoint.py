@@ -358,6 +358,16 @@ def test_contents_that_do_not_fit_each_other(saved, part, change, match):
     refuses(saved, match)
 
 
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("name", 'x", print("run")) or getattr(self, "x'), ("name", "__class__.x"), ("node", "x = 1; import os")],
+)
+def test_a_forged_plan_reaches_nothing(saved, field, name):
+    """torch.fx writes the names of quantizers into the source of the network."""
+    edit(saved, "plan", lambda plan: plan["quantizers"][-1].update({field: name}))
+    refuses(saved, "is not")
+
+
 def test_a_description_that_unpacks_to_more_than_any_network_needs(saved, monkeypatch):
     monkeypatch.setattr("qdrop.checkpoint.LARGEST", 100)
     refuses(saved, "takes more than 100 bytes")

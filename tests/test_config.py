@@ -409,7 +409,7 @@ def test_compile_is_read_as_written(write, written, read):
 
 def test_presets(write):
     recon = load_config(write("quant: {recon: {preset: fast, weight: 0.1}}")).quant.recon
-    assert (recon.iters, recon.round_lr, recon.weight) == (1000, 1e-2, 0.1)
+    assert (recon.iters, recon.round_lr, recon.weight) == (PRESETS["fast"]["iters"], PRESETS["fast"]["round_lr"], 0.1)
     assert recon == ReconConfig(**PRESETS["fast"], weight=0.1)
     assert ReconConfig(**PRESETS["published"]) == ReconConfig()
     over = load_config(write("quant: {recon: {preset: published, weight: 0.1}}"), ["quant.recon.preset=fast"])
@@ -418,7 +418,7 @@ def test_presets(write):
 
 def test_what_is_set_beside_a_preset_takes_precedence(write):
     recon = load_config(write("quant: {recon: {preset: fast}}"), ["quant.recon.iters=7"]).quant.recon
-    assert (recon.iters, recon.round_lr) == (7, 1e-2)
+    assert (recon.iters, recon.round_lr) == (7, PRESETS["fast"]["round_lr"])
 
 
 def test_unknown_preset(write):
@@ -429,4 +429,12 @@ def test_unknown_preset(write):
 def test_help_says_what_presets_stand_for(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
-    assert "fast: iters=1000, round_lr=0.01" in capsys.readouterr().out
+    assert f"fast: iters={PRESETS['fast']['iters']}, round_lr=" in capsys.readouterr().out
+
+
+def test_a_preset_replaces_what_the_files_below_set(write):
+    write("quant: {recon: {iters: 2000, weight: 0.3}}", "base.yaml")
+    path = write("base: base.yaml\nquant: {recon: {round_lr: 0.5}}")
+    recon = load_config(path, ["quant.recon.scale_lr=0.7", "quant.recon.preset=fast"]).quant.recon
+    fast = PRESETS["fast"]
+    assert (recon.iters, recon.round_lr, recon.scale_lr, recon.weight) == (fast["iters"], fast["round_lr"], 0.7, 0.3)

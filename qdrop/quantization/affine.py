@@ -71,8 +71,8 @@ class _FakeQuantize(torch.autograd.Function):
     With `c = clamp(round(x/s) + z) - z` the output is `s*c`. Inside the range the gradient for `x` is
     that of the output and the one for `s` is `c - x/s`; outside they are 0 and `c` (Esser et al., LSQ,
     ICLR 2020, eq. 3). The zero point only moves what is clamped: `-s` outside, 0 inside (Bhalgat et al.,
-    LSQ+, 2020). The end levels `qmin` and `qmax` count as outside, as in the gradient of torch's `clamp`,
-    with which the golden traces were made. Where `keep` is 0 the input passes untouched, and with it its
+    LSQ+, 2020). The end levels `qmin` and `qmax` count as outside, as in the golden traces of the
+    published method. Where `keep` is 0 the input passes untouched, and with it its
     gradient.
 
     Written as one function, in place where it can be: autograd would keep some ten tensors of the input's

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable
 
+import torch
+
 from qdrop.config_io import ConfigError
 from qdrop.container import CheckpointError
 from qdrop.models import ModelError, WeightsError
@@ -42,5 +44,8 @@ def exit_status(work: Callable[[], None]) -> int:
         work()
     except USER_ERRORS as error:
         log.error("error: %s", error)
+        return 1
+    except torch.OutOfMemoryError as error:
+        log.error("error: memory ran out; lower data.batch_size or quant.recon.batch_size: %s", error)
         return 1
     return 0

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qdrop.config import ActivationQConfig, Config
-from qdrop.config_io import ConfigError, parse_args
+from qdrop.config_io import ConfigError, parse_args, run_folder
 from qdrop.solver.command import exit_status
 from qdrop.solver.main_imagenet import run
 
@@ -109,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
-        out = Path(config.process.out) if config.process.out else file.parent / "runs" / "compare"
+        out = run_folder(config, file)
+        out = out if config.process.out else out.with_name(f"compare-{out.name}")
         rows = compare(config, out)
         title = f"{config.model.type} on {config.data.name or config.data.type}, top-1"
         Console().print(table(rows, title))

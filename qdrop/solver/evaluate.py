@@ -20,7 +20,7 @@ from qdrop.config import Config
 from qdrop.config_io import config_from_dict
 from qdrop.onnx_file import OnnxFileError, settings
 from qdrop.solver.command import exit_status
-from qdrop.solver.imagenet_util import accuracy, check_outputs, num_classes, validation_loader
+from qdrop.solver.imagenet_util import accuracy, check_network, num_classes, validation_loader
 from qdrop.solver.main_imagenet import pick_device
 
 
@@ -47,7 +47,10 @@ class OnnxNetwork(nn.Module):
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for each status, without a common one of its own
             raise OnnxFileError(f"{path}: ONNX Runtime cannot run it: {error}") from error
-        (self._input,) = self._session.get_inputs()
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise OnnxFileError(f"{path}: {len(inputs)} inputs and {len(outputs)} outputs; expected one of each")
+        self._input = inputs[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `[N, C, H, W]` to logits `[N, classes]`, both on the CPU."""
@@ -74,9 +77,9 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         device = pick_device(config)
         model = checkpoint.load(path, device)
     loader = validation_loader(config.data)
-    images, _ = next(iter(loader))
-    with torch.no_grad():
-        check_outputs(num_classes(config.data), model(images[:1].to(device)).shape[1])
+    for images, _ in loader:
+        check_network(model, images[:1].to(device), num_classes(config.data))
+        break
     return accuracy(model, loader, device), config
 
 

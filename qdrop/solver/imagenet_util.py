@@ -2,7 +2,7 @@
 
 images = calibration_images(config.data, 1024, seed=0)      # [1024, 3, 224, 224]
 loader = validation_loader(config.data)                     # batches of (images, labels)
-check_outputs(num_classes(config.data), outputs=1000)
+check_network(model, images, num_classes(config.data))
 print(accuracy(model, loader, device="cpu"))                # percent
 """
 
@@ -30,7 +30,7 @@ from qdrop.solver.datasets import (
     validation_source,
 )
 
-__all__ = ["DataError", "accuracy", "calibration_images", "check_outputs", "num_classes", "validation_loader"]
+__all__ = ["DataError", "accuracy", "calibration_images", "check_network", "num_classes", "validation_loader"]
 
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)
@@ -101,14 +101,36 @@ def num_classes(config: DataConfig) -> int:
     return len(class_names(config))
 
 
-def check_outputs(classes: int, outputs: int) -> None:
-    """Raise a DataError unless the network has one output per class."""
-    if classes != outputs:
+@torch.no_grad()
+def check_network(model: nn.Module, images: Tensor, classes: int) -> None:
+    """See that a network takes the images of the data and has an output for each class.
+
+    Args:
+        model: Any network.
+        images: One or two images `[N, C, H, W]`, on its device.
+        classes: How many classes the data has.
+
+    Raises:
+        DataError: If it cannot run on them, or labels would not match.
+    """
+    try:
+        logits = model(images)
+    except Exception as error:  # a foreign network may raise anything
+        shape = "x".join(map(str, images.shape[1:]))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the network cannot run on the images of the data, {shape}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise DataError(f"the network's output is no tensor of logits [N, classes], but {_kind(logits)}")
+    if classes != logits.shape[1]:
         raise DataError(
-            f"the data has {classes} classes, the network {outputs} outputs: labels would not match. Take a "
-            f"network with {classes} outputs, or name all {outputs} classes in the order of its outputs "
+            f"the data has {classes} classes, the network {logits.shape[1]} outputs: labels would not match. Take a "
+            f"network with {classes} outputs, or name all {logits.shape[1]} classes in the order of its outputs "
             "(data.classes=FILE, one class folder a line)."
         )
+
+
+def _kind(value: object) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def accuracy(
@@ -152,7 +174,9 @@ def accuracy(
     return 100 * correct / seen
 
 
-Sample = tuple[Tensor, int] | str  # an unreadable image is its name
+Sample = tuple[Tensor, int] | str | DataError
+"""An image and its label; of an unreadable image its name. An error is handed on, to be raised here and not
+in a worker process, whose traceback would come with it."""
 
 
 class Samples(Dataset[Sample]):
@@ -170,6 +194,8 @@ class Samples(Dataset[Sample]):
             image = self.source.load(index)
         except UnreadableImageError:
             return self.source.name(index)
+        except DataError as error:
+            return error
         with torch.random.fork_rng(devices=[]):  # gives the global random state back
             torch.default_generator.manual_seed(zlib.crc32(f"{self.seed} {index}".encode()))
             return self.transform(image), self.source.labels[index]
@@ -193,7 +219,9 @@ class ImageLoader(DataLoader[Sample]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         self.unreadable = []
-        for images, labels, unreadable in super().__iter__():
+        for images, labels, unreadable, refused in super().__iter__():
+            if refused:
+                raise refused[0]
             self.unreadable += unreadable
             if len(labels):
                 yield images, labels
@@ -201,12 +229,13 @@ class ImageLoader(DataLoader[Sample]):
             _warn(self.unreadable, self.total, "left out of the accuracy")
 
 
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
-    """Images [N, C, H, W], labels [N], and the names of the unreadable ones."""
-    read = [sample for sample in samples if not isinstance(sample, str)]
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str], list[DataError]]:
+    """Images [N, C, H, W], labels [N], the names of the unreadable ones, and errors."""
+    read = [sample for sample in samples if isinstance(sample, tuple)]
     unreadable = [sample for sample in samples if isinstance(sample, str)]
+    refused = [sample for sample in samples if isinstance(sample, DataError)]
     images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
-    return images, torch.tensor([label for _, label in read]), unreadable
+    return images, torch.tensor([label for _, label in read]), unreadable, refused
 
 
 def _warn(unreadable: Sequence[str], tried: int, consequence: str) -> None:

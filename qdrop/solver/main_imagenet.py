@@ -27,10 +27,11 @@ from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import (
     accuracy,
     calibration_images,
-    check_outputs,
+    check_network,
     num_classes,
     validation_loader,
 )
+from qdrop.solver.precision import tf32
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.resume import FinishedUnits, identity
@@ -101,8 +102,7 @@ def run(config: Config, out: Path) -> Result:
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
     loader = validation_loader(config.data)
     images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
-    with torch.no_grad():
-        check_outputs(num_classes(config.data), model(images[:1]).shape[1])
+    check_network(model, images[:2], num_classes(config.data))
 
     # What is quantized where, and the units.
     graph = trace(model, images[:2])
@@ -173,7 +173,10 @@ def pick_device(config: Config) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"process.device = {name}: torch sees no GPU here; use process.device=cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"process.device = {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return device
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet") -> int:
@@ -182,7 +185,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     def work() -> None:
         config, file = parse_args(argv, prog)
         out = run_folder(config, file)
-        with logging_to(out):
+        recon = config.quant.recon
+        with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
             run(config, out)
 
     return exit_status(work)

@@ -28,6 +28,8 @@ log = logging.getLogger("qdrop")
 
 NANOSECONDS_SAVED = {Kind.ACTIVATION: 6.0, Kind.WEIGHT: 20.0}
 """What compilation saves for each element quantized, in one iteration on one CPU thread; benchmarks/step.py."""
+SECONDS_SAVED_ON_GPU = 1e-3
+"""What a CUDA graph saves in an iteration: 200 launches of 5 microseconds; an estimate, not measured."""
 COMPILE_SECONDS = 12.0
 """What it costs for a unit, on one CPU core."""
 
@@ -153,7 +155,11 @@ class Compiler:
             example: Inputs of the shapes it will have.
             iters: How often it will run.
         """
-        if self.mode == "off" or (self.mode == "auto" and not pays(loss.unit, len(example.full), iters)):
+        if self.mode == "off":
+            return eager(loss)
+        saved = seconds_saved(loss.unit, len(example.full), iters, example.full.device)
+        if self.mode == "auto" and saved <= COMPILE_SECONDS:
+            log.info("not compiled: %d iterations would save some %.0f s, compiling takes that long", iters, saved)
             return eager(loss)
         try:
             return self._compile(loss, example)
@@ -177,6 +183,8 @@ class Compiler:
             compiled(values, example.tensors())
             log.info("compiled the iteration in %.0f s", time.perf_counter() - started)
             self._compiled[key] = compiled
+        else:
+            log.info("compiled code shared with a unit of equal shape")
         run = self._compiled[key]
 
         def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -188,17 +196,20 @@ class Compiler:
         return gradients
 
 
-def pays(unit: nn.Module, batch: int, iters: int) -> bool:
-    """Whether compiling a unit is expected to save more time than it takes.
+def seconds_saved(unit: nn.Module, batch: int, iters: int, device: torch.device) -> float:
+    """Time that compiling a unit is expected to save, in seconds.
 
     Args:
         unit: The unit.
         batch: Images in an iteration.
         iters: Iterations to come.
+        device: Where it runs.
     """
+    if device.type != "cpu":
+        return iters * SECONDS_SAVED_ON_GPU
     nanoseconds = 0.0
     for quantizer in quantizers(unit):
         spec = quantizer.spec
         elements = math.prod(spec.shape) * (batch if spec.kind is Kind.ACTIVATION else 1)
         nanoseconds += elements * NANOSECONDS_SAVED[spec.kind]
-    return iters * nanoseconds * 1e-9 > COMPILE_SECONDS
+    return iters * nanoseconds * 1e-9

@@ -85,12 +85,7 @@ def iterations(
     stream = Batches(inputs, target, device).stream(draws)
     work = _inputs(stream, masks_needed(unit), config, generator, device)
 
-    with (
-        quantizing(unit),
-        dropping(unit, loss.drop),
-        learning_rounding(unit),
-        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=config.precision == "tf32"),
-    ):
+    with quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
         first = next(work)
         gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
         try:

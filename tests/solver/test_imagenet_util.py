@@ -18,7 +18,7 @@ from qdrop.solver.imagenet_util import (
     DataError,
     accuracy,
     calibration_images,
-    check_outputs,
+    check_network,
     num_classes,
     validation_loader,
 )
@@ -109,10 +109,35 @@ def test_unknown_class_in_val_is_named(config, tmp_path):
         validation_loader(config)
 
 
-def test_check_outputs_says_both_numbers_and_what_to_do():
-    check_outputs(10, 10)
+class Pair(nn.Module):
+    """A network with two outputs."""
+
+    def forward(self, x):
+        return x, x
+
+
+def a_network(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, outputs))
+
+
+def test_a_network_that_fits_the_data():
+    check_network(a_network(10), torch.zeros(2, 3, 8, 8), 10)
+
+
+def test_too_few_classes_says_both_numbers_and_what_to_do():
     with pytest.raises(DataError, match=r"732 classes.* 1000 outputs.*data\.classes=FILE"):
-        check_outputs(732, 1000)
+        check_network(a_network(1000), torch.zeros(2, 3, 8, 8), 732)
+
+
+def test_a_network_for_other_images():
+    with pytest.raises(DataError, match=r"cannot run on the images of the data, 1x8x8: .*mat1 and mat2 shapes"):
+        check_network(a_network(10), torch.zeros(2, 1, 8, 8), 10)
+
+
+@pytest.mark.parametrize(("network", "told"), [(nn.Identity(), r"of shape \[2, 3, 8, 8\]"), (Pair(), "a tuple")])
+def test_a_network_without_logits(network, told):
+    with pytest.raises(DataError, match=told):
+        check_network(network, torch.zeros(2, 3, 8, 8), 10)
 
 
 # Paths and layouts

@@ -1,0 +1,23 @@
+"""The arithmetic of convolutions and matrix products on a GPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside: a GPU computes float32 layers in TF32 (10 bits of mantissa) or not; torch's own default is a mixture.
+
+    Args:
+        allowed: Whether it may.
+    """
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = products.allow_tf32
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=True, deterministic=cudnn.deterministic, allow_tf32=allowed):
+        products.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            products.allow_tf32 = before
