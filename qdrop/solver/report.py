@@ -8,15 +8,15 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from qdrop.config import ReconConfig
+from qdrop.config_io import load_config
 from qdrop.solver.main_imagenet import Result
 
 BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
-QDROP = 0.5
-"""The paper's drop probability; other results of reconstruction are other methods."""
 
 HEADER = """\
 # Experiments
@@ -42,10 +42,38 @@ line (`quant.w_qconfig.bit=3`); `python -m qdrop.solver.main_imagenet --help` li
 """
 
 
-def load_results(folder: Path) -> list[Result]:
+@dataclass(frozen=True)
+class Recorded:
+    """A result and the settings it was found with."""
+
+    result: Result
+    recon: ReconConfig | None
+
+    @property
+    def method(self) -> str:
+        """`QDrop`, `no drop`, or `other`: another ablation, or no reconstruction."""
+        if self.recon is None or self.recon.granularity != "block" or self.recon.input_prob is not None:
+            return "other"
+        return {0.5: "QDrop", 1.0: "no drop"}.get(self.recon.drop_prob, "other")
+
+    @property
+    def setting(self) -> str:
+        """On what it was measured and with which schedule, in words."""
+        if self.recon is None:
+            return f"{self.result.data}; round-to-nearest"
+        return (
+            f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images, rounding rate"
+            f" {self.recon.round_lr:g}, {self.result.calibration_images:,} calibration images"
+        )
+
+
+def load_results(folder: Path) -> list[Recorded]:
     """The results recorded beside the config in `folder`, by name; empty if there is none."""
-    files = sorted(folder.glob("results/*/result.json"))
-    return [Result(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    found = []
+    for file in sorted(folder.glob("results/*/result.json")):
+        result = Result(**json.loads(file.read_text(encoding="utf-8")))
+        found.append(Recorded(result, load_config(file.with_name("config.resolved.yaml")).quant.recon))
+    return found
 
 
 def report(exp: Path) -> str:
@@ -77,17 +105,10 @@ def _imagenet(exp: Path, published: dict[str, Any]) -> Iterator[str]:
             command = f"`bash exp/{bits}/{network}/run.sh data.path=...`"
             if not results:
                 yield f"| {bits.upper()} | {command} | {figure:.2f} | - | - | - | - |"
-            for r in results:
-                ours = f"{r.top1:.2f} | {r.top1_full:.2f} | {r.top1_nearest:.2f} | {_conditions(r)}"
+            for found in results:
+                r = found.result
+                ours = f"{r.top1:.2f} | {r.top1_full:.2f} | {r.top1_nearest:.2f} | {found.setting}, seed {r.seed}"
                 yield f"| {bits.upper()} | {command} | {figure:.2f} | {ours} |"
-
-
-def _conditions(result: Result) -> str:
-    """On what a figure was measured, in words."""
-    return (
-        f"{result.data}; {result.iters:,} iterations, {result.calibration_images:,} calibration images,"
-        f" seed {result.seed}"
-    )
 
 
 def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
@@ -109,32 +130,26 @@ def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
             if not groups:
                 yield f"| {bits.upper()} | {command} | - | - | - | - | - | {shown} | - |"
             for setting, results in groups.items():
-                qdrop = [r for r in results if r.drop_prob == QDROP]
                 cells = [
                     bits.upper(),
                     command,
-                    _mean([r.top1_full for r in results]),
-                    _mean([r.top1_nearest for r in results]),
-                    _mean([r.top1 for r in results if r.drop_prob == 1.0]),
-                    _mean([r.top1 for r in qdrop]),
-                    str(len(qdrop)),
+                    _mean([found.result.top1_full for found in results]),
+                    _mean([found.result.top1_nearest for found in results]),
+                    _mean([found.result.top1 for found in results if found.method == "no drop"]),
+                    _mean([found.result.top1 for found in results if found.method == "QDrop"]),
+                    str(sum(found.method == "QDrop" for found in results)),
                     shown,
                     setting,
                 ]
                 yield f"| {' | '.join(cells)} |"
 
 
-def _alike(results: list[Result]) -> dict[str, list[Result]]:
+def _alike(results: list[Recorded]) -> dict[str, list[Recorded]]:
     """Results by what they were measured on, most iterations first."""
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda r: (-r.iters, r.seed)):
-        groups.setdefault(_setting(result), []).append(result)
+    groups: dict[str, list[Recorded]] = {}
+    for found in sorted(results, key=lambda found: (-found.result.iters, found.result.seed)):
+        groups.setdefault(found.setting, []).append(found)
     return groups
-
-
-def _setting(result: Result) -> str:
-    """As :func:`_conditions`, for several seeds."""
-    return f"{result.data}; {result.iters:,} iterations, {result.calibration_images:,} calibration images"
 
 
 def _mean(values: list[float]) -> str:

@@ -45,10 +45,14 @@ def test_means_over_seeds_and_a_dash_where_nothing_was_measured(tmp_path):
         folder = tmp_path / "cifar10" / "resnet20" / "w2a2" / "results" / name
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(asdict(base) | change))
+        drop_prob = change.get("drop_prob", 0.5)
+        recon = f"{{iters: 10, drop_prob: {drop_prob}, round_lr: 0.02}}"
+        (folder / "config.resolved.yaml").write_text(f"quant: {{recon: {recon}}}")
     assert main([str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
     row = next(line for line in text.splitlines() if "resnet20/w2a2" in line)
     assert "67.00 ± 1.41 | 2 | 66.5" in row and "| 60.00 |" in row
+    assert "10 iterations of 32 images, rounding rate 0.02, 64 calibration images" in row
     assert "| 51.69 | - | - | - | - |" in text
 
 
