@@ -8,11 +8,11 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import ReconConfig
+from qdrop.config import QuantConfig, ReconConfig
 from qdrop.config_io import load_config
 from qdrop.solver.main_imagenet import Result
 
@@ -47,7 +47,12 @@ class Recorded:
     """A result and the settings it was found with."""
 
     result: Result
-    recon: ReconConfig | None
+    quant: QuantConfig
+
+    @property
+    def recon(self) -> ReconConfig | None:
+        """Settings of reconstruction; None: round-to-nearest."""
+        return self.quant.recon
 
     @property
     def method(self) -> str:
@@ -63,8 +68,16 @@ class Recorded:
             return f"{self.result.data}; round-to-nearest"
         return (
             f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images, rounding rate"
-            f" {self.recon.round_lr:g}, {self.result.calibration_images:,} calibration images"
+            f" {self.recon.round_lr:g}, {self.result.calibration_images:,} calibration images{self._exceptions()}"
         )
+
+    def _exceptions(self) -> str:
+        """Layers with bits of their own."""
+        words = [
+            f"{pattern} {' '.join(f'{name[0].upper()}{bit}' for name, bit in asdict(bits).items() if bit)}"
+            for pattern, bits in self.quant.overrides.items()
+        ]
+        return f"; but {', '.join(words)}" if words else ""
 
 
 def load_results(folder: Path) -> list[Recorded]:
@@ -72,7 +85,7 @@ def load_results(folder: Path) -> list[Recorded]:
     found = []
     for file in sorted(folder.glob("results/*/result.json")):
         result = Result(**json.loads(file.read_text(encoding="utf-8")))
-        found.append(Recorded(result, load_config(file.with_name("config.resolved.yaml")).quant.recon))
+        found.append(Recorded(result, load_config(file.with_name("config.resolved.yaml")).quant))
     return found
 
 
