@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +23,7 @@ from qdrop.quantization.spec import Kind, QuantizerSpec
 FLOAT_BYTES = 4
 
 
-def checkpoint_view(checkpoint: Checkpoint, size: int) -> RenderableType:
+def checkpoint_view(checkpoint: Checkpoint, size: int) -> tuple[Table, Table]:
     """A packed checkpoint as tables: a row for each quantizer, then totals.
 
     Args:
@@ -48,10 +48,10 @@ def checkpoint_view(checkpoint: Checkpoint, size: int) -> RenderableType:
         "units": str(len(checkpoint.plan.units)),
         **_measured(checkpoint.metrics),
     }
-    return Group(rows, _pairs(totals))
+    return rows, _pairs(totals)
 
 
-def onnx_view(found: OnnxSummary, size: int) -> RenderableType:
+def onnx_view(found: OnnxSummary, size: int) -> tuple[Table, Table]:
     """An ONNX file as tables: its weights and other tensors by type, its operators.
 
     Args:
@@ -64,7 +64,7 @@ def onnx_view(found: OnnxSummary, size: int) -> RenderableType:
         elements = sum(math.prod(t.shape) for t in alike)
         types.add_row(dtype, str(len(alike)), f"{elements:,}", f"{sum(t.nbytes for t in alike) / 1e3:.1f}")
     operators = ", ".join(f"{count} {name}" for name, count in found.operators.items())
-    return Group(types, _pairs({"opset": str(found.opset), "operators": operators, "file": f"{size:,} bytes"}))
+    return types, _pairs({"opset": str(found.opset), "operators": operators, "file": f"{size:,} bytes"})
 
 
 def _packed(spec: QuantizerSpec) -> float:
@@ -95,15 +95,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.inspect
     parser.add_argument("file", type=Path, metavar="FILE", help="a packed checkpoint, or an ONNX file")
     path: Path = parser.parse_args(argv).file
     try:
-        view = onnx_view(summary(path), path.stat().st_size) if path.suffix == ".onnx" else _checkpoint(path)
+        tables = onnx_view(summary(path), path.stat().st_size) if path.suffix == ".onnx" else _checkpoint(path)
     except (CheckpointError, OnnxFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(view)
+    console = Console(width=1000)  # a table takes what its cells need: names are kept whole, also in a file
+    for table in tables:
+        console.print(table)
     return 0
 
 
-def _checkpoint(path: Path) -> RenderableType:
+def _checkpoint(path: Path) -> tuple[Table, Table]:
     return checkpoint_view(read(path), path.stat().st_size)
 
 
