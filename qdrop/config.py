@@ -92,7 +92,7 @@ class CacheConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"iters": 20000, "round_lr": 1e-3, "scale_lr": 4e-5},
-    "fast": {"iters": 1000, "round_lr": 1e-2, "scale_lr": 4e-5},
+    "fast": {"iters": 1000, "round_lr": 3e-2, "scale_lr": 4e-5},
 }
 """Schedules of reconstruction, compared by benchmarks/iterations.py. In a file or on the command line
 `quant.recon.preset` names one; in Python it is `ReconConfig(**PRESETS["fast"])`."""

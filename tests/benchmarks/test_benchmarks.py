@@ -13,7 +13,8 @@ from benchmarks import calibration, depth, memory
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
-NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in ("__init__", "common", "report"))
+SHARED = ("__init__", "common", "plain_step", "report")
+NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in SHARED)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
