@@ -159,7 +159,12 @@ class Compiler:
             return eager(loss)
         saved = seconds_saved(loss.unit, len(example.full), iters, example.full.device)
         if self.mode == "auto" and saved <= COMPILE_SECONDS:
-            log.info("not compiled: %d iterations would save some %.0f s, compiling takes that long", iters, saved)
+            log.info(
+                "not compiled: that would take some %.0f s and save %.0f s of %d iterations",
+                COMPILE_SECONDS,
+                saved,
+                iters,
+            )
             return eager(loss)
         try:
             return self._compile(loss, example)
