@@ -88,7 +88,7 @@ def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Calla
     made: dict[str, Callable[[], object]] = {"bare": bare_step(unit, inputs.full[:], target)}
     base = ReconConfig(iters=rounds + 100, warm_up=0.0)
     for name, config in (("compiled", replace(base, compile="on")), ("eager", replace(base, compile="off"))):
-        steps = iterations(copy.deepcopy(unit), inputs, target, config, torch.Generator(device).manual_seed(0))
+        steps = iterations(copy.deepcopy(unit), inputs, target, config, torch.Generator().manual_seed(0))
         made[name] = steps.__next__
     made["plain"] = plain_step(plain(unit, 0.5), inputs, target, ReconConfig())
     return made

@@ -5,11 +5,9 @@ qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +67,11 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         Exception: One of `command.USER_ERRORS`, naming what to change.
     """
     if path.suffix == ".onnx":
-        config = _config(settings(path), overrides)
+        config = config_from_dict(settings(path), overrides)
         device = torch.device("cpu")
         model: nn.Module = OnnxNetwork(path, config.process.threads)
     else:
-        config = _config(checkpoint.read(path).config, overrides)
+        config = config_from_dict(dict(checkpoint.read(path).config), overrides)
         device = pick_device(config)
         model = checkpoint.load(path, device)
     loader = validation_loader(config.data)
@@ -81,11 +79,6 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
     return accuracy(model, loader, device), config
-
-
-def _config(recorded: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """Recorded settings, which name no folder, with what the command line replaces."""
-    return config_from_dict(json.loads(json.dumps(dict(recorded))), overrides)
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
