@@ -76,6 +76,8 @@ def plot(tested: dict[Key, float], iters: list[int]) -> Figure:
     for bits, style in zip(BITS, ("-", "--"), strict=True):
         for color, schedule in zip(COLORS, SCHEDULES, strict=False):
             points = [(n, _mean(tested, bits, schedule, n)) for n in iters if _seeds(tested, bits, schedule, n)]
+            if not points:
+                continue
             ax.plot(*zip(*points, strict=True), style, marker="o", color=color, label=f"{bits}, {schedule}")
     ax.set_xscale("log")
     ax.set_xticks(iters, [str(n) for n in iters])
@@ -92,10 +94,10 @@ def _mean(values: dict[Key, float], bits: str, schedule: str, iters: int) -> flo
 
 
 def measure(args: argparse.Namespace) -> Outcome:
-    """Every schedule at every number of iterations, for every seed; 20 iterations of two if `args.quick`."""
+    """Every schedule at every number of iterations, for every seed; 20 iterations of two runs if `args.quick`."""
     iters = [20] if args.quick else args.iters
     seeds = [1] if args.quick else args.seeds
-    planned = [(b, s, n, seed) for n in iters for seed in seeds for b in BITS for s in SCHEDULES]
+    planned = [(b, s, n, seed) for n in iters for seed in seeds for b in BITS for s in args.schedules]
     held_out: dict[Key, float] = {}
     tested: dict[Key, float] = {}
     for key, agrees, top1 in runs(args, planned[:2] if args.quick else planned):
@@ -123,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--weights", required=True, metavar="FILE", help="ResNet-20 trained on it")
     made.add_argument("--iters", type=int, nargs="+", default=[100, 250, 500, 1000, 2000], metavar="N")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
+    made.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="default: all")
     return made
 
 
