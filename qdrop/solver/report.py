@@ -67,16 +67,18 @@ class Recorded:
         if self.recon is None:
             return f"{self.result.data}; round-to-nearest"
         return (
-            f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images, rounding rate"
-            f" {self.recon.round_lr:g}, {self.result.calibration_images:,} calibration images{self._exceptions()}"
+            f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images, rates"
+            f" {self.recon.round_lr:g} (rounding) and {self.recon.scale_lr:g} (scales), {self.result.calibration_images:,} calibration images{self._exceptions()}"
         )
 
     def _exceptions(self) -> str:
-        """Layers with bits of their own."""
+        """What has bits of its own."""
         words = [
             f"{pattern} {' '.join(f'{name[0].upper()}{bit}' for name, bit in asdict(bits).items() if bit)}"
             for pattern, bits in self.quant.overrides.items()
         ]
+        if self.quant.branch_bit:
+            words.append(f"what goes straight into an add A{self.quant.branch_bit}")
         return f"; but {', '.join(words)}" if words else ""
 
 

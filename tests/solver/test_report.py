@@ -52,7 +52,7 @@ def test_means_over_seeds_and_a_dash_where_nothing_was_measured(tmp_path):
     text = (tmp_path / "README.md").read_text()
     row = next(line for line in text.splitlines() if "resnet20/w2a2" in line)
     assert "67.00 ± 1.41 | 2 | 66.5" in row and "| 60.00 |" in row
-    assert "10 iterations of 32 images, rounding rate 0.02, 64 calibration images" in row
+    assert "10 iterations of 32 images, rates 0.02 (rounding) and 4e-05 (scales), 64 calibration images" in row
     assert "| 51.69 | - | - | - | - |" in text
 
 
