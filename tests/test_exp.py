@@ -49,7 +49,7 @@ def test_imagenet_configs(bits, arch):
 def test_cifar10_configs(bits, arch):
     config = load_config(EXP / "cifar10" / arch / bits / "config.yaml")
     assert (config.quant.w_qconfig.bit, config.quant.a_qconfig.bit) == BITS[bits]
-    assert (config.model.type, config.quant.recon.weight, config.quant.recon.iters) == (arch, 0.01, 2000)
+    assert (config.model.type, config.quant.recon.weight, config.quant.recon.iters) == (arch, 0.01, 1000)
     data = config.data
     assert (data.type, data.input_size, data.test_resize, data.augment) == ("cifar10", 32, 32, False)
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import QuantConfig, ReconConfig
-from qdrop.config_io import load_config
+from qdrop.config import Config, QuantConfig, ReconConfig
+from qdrop.config_io import config_to_dict, load_config
 from qdrop.solver.main_imagenet import Result
 
 BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
@@ -25,9 +25,10 @@ Made by `python -m qdrop.solver.report exp` from the `results/*/result.json` bes
 Beside each result lie its resolved settings, its environment with the exact arguments, and a log line per unit.
 All figures are top-1 in percent.
 
-Every row is one command, from any directory. `data.path` is a folder with `train/<class>/*` and `val/<class>/*`; the
-weights come from the published release unless `model.path` names a file. Any setting can be replaced on the command
-line (`quant.w_qconfig.bit=3`); `python -m qdrop.solver.main_imagenet --help` lists them all.
+Every row is one command, from any directory; a figure without the drop adds `quant.recon.drop_prob=1.0` to it.
+`data.path` is a folder with `train/<class>/*` and `val/<class>/*`; the weights come from the published release unless
+`model.path` names a file. Any setting can be replaced on the command line (`quant.w_qconfig.bit=3`);
+`python -m qdrop.solver.main_imagenet --help` lists them all.
 
 | method | settings |
 | --- | --- |
@@ -48,6 +49,8 @@ class Recorded:
 
     result: Result
     quant: QuantConfig
+    changes: tuple[str, ...]
+    """What its command replaced of the config beside it: `quant.recon.iters=2000`."""
 
     @property
     def recon(self) -> ReconConfig | None:
@@ -67,8 +70,9 @@ class Recorded:
         if self.recon is None:
             return f"{self.result.data}; round-to-nearest"
         return (
-            f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images, rates"
-            f" {self.recon.round_lr:g} (rounding) and {self.recon.scale_lr:g} (scales), {self.result.calibration_images:,} calibration images{self._exceptions()}"
+            f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images,"
+            f" rates {self.recon.round_lr:g} (rounding) and {self.recon.scale_lr:g} (scales),"
+            f" {self.result.calibration_images:,} calibration images{self._exceptions()}"
         )
 
     def _exceptions(self) -> str:
@@ -87,8 +91,26 @@ def load_results(folder: Path) -> list[Recorded]:
     found = []
     for file in sorted(folder.glob("results/*/result.json")):
         result = Result(**json.loads(file.read_text(encoding="utf-8")))
-        found.append(Recorded(result, load_config(file.with_name("config.resolved.yaml")).quant))
+        config = load_config(file.with_name("config.resolved.yaml"))
+        changes = _changes("", _shown(load_config(folder / "config.yaml")), _shown(config))
+        found.append(Recorded(result, config.quant, tuple(changes)))
     return found
+
+
+def _shown(config: Config) -> dict[str, Any]:
+    """The settings that decide a figure; which images and whose machine is said in words."""
+    data = config_to_dict(config)
+    return {"quant": data["quant"], "data": {"test_resize": data["data"]["test_resize"]}}
+
+
+def _changes(key: str, default: Any, value: Any) -> Iterator[str]:
+    """Overrides that turn one setting, or section of them, into another."""
+    if isinstance(value, dict) and isinstance(default, dict) and value.keys() == default.keys():
+        for name in value:
+            yield from _changes(f"{key}.{name}" if key else name, default[name], value[name])
+    elif value != default:
+        text = json.dumps(value)
+        yield f"'{key}={text}'" if " " in text else f"{key}={text}"
 
 
 def report(exp: Path) -> str:
@@ -117,13 +139,13 @@ def _imagenet(exp: Path, published: dict[str, Any]) -> Iterator[str]:
     for bits in BITS:
         for network, figure in zip(published["networks"], published[bits], strict=True):
             results = load_results(exp / bits / network)
-            command = f"`bash exp/{bits}/{network}/run.sh data.path=...`"
+            command = f"bash exp/{bits}/{network}/run.sh data.path=..."
             if not results:
-                yield f"| {bits.upper()} | {command} | {figure:.2f} | - | - | - | - |"
+                yield f"| {bits.upper()} | `{command}` | {figure:.2f} | - | - | - | - |"
             for found in results:
                 r = found.result
                 ours = f"{r.top1:.2f} | {r.top1_full:.2f} | {r.top1_nearest:.2f} | {found.setting}, seed {r.seed}"
-                yield f"| {bits.upper()} | {command} | {figure:.2f} | {ours} |"
+                yield f"| {bits.upper()} | `{' '.join([command, *found.changes])}` | {figure:.2f} | {ours} |"
 
 
 def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
@@ -140,14 +162,15 @@ def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
         for bits in BITS:
             reference = published.get(folder.name, {}).get(bits)
             shown = f"{reference:.1f}" if reference is not None else "-"
-            command = f"`bash exp/cifar10/{folder.name}/{bits}/run.sh data.path=... model.path=...`"
+            command = f"bash exp/cifar10/{folder.name}/{bits}/run.sh data.path=... model.path=..."
             groups = _alike(load_results(folder / bits))
             if not groups:
-                yield f"| {bits.upper()} | {command} | - | - | - | - | - | {shown} | - |"
+                yield f"| {bits.upper()} | `{command}` | - | - | - | - | - | {shown} | - |"
             for setting, results in groups.items():
+                changes = next((found.changes for found in results if found.method == "QDrop"), results[0].changes)
                 cells = [
                     bits.upper(),
-                    command,
+                    f"`{' '.join([command, *changes])}`",
                     _mean([found.result.top1_full for found in results]),
                     _mean([found.result.top1_nearest for found in results]),
                     _mean([found.result.top1 for found in results if found.method == "no drop"]),

@@ -48,9 +48,11 @@ def test_means_over_seeds_and_a_dash_where_nothing_was_measured(tmp_path):
         drop_prob = change.get("drop_prob", 0.5)
         recon = f"{{iters: 10, drop_prob: {drop_prob}, round_lr: 0.02}}"
         (folder / "config.resolved.yaml").write_text(f"quant: {{recon: {recon}}}")
+        (folder.parents[1] / "config.yaml").write_text("quant: {recon: {iters: 20}}")
     assert main([str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
     row = next(line for line in text.splitlines() if "resnet20/w2a2" in line)
+    assert "model.path=... quant.recon.round_lr=0.02 quant.recon.iters=10` |" in row
     assert "67.00 ± 1.41 | 2 | 66.5" in row and "| 60.00 |" in row
     assert "10 iterations of 32 images, rates 0.02 (rounding) and 4e-05 (scales), 64 calibration images" in row
     assert "| 51.69 | - | - | - | - |" in text
