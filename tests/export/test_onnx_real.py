@@ -62,3 +62,15 @@ def test_same_class_wherever_rounding_cannot_change_it(real, container, optimize
     assert torch.equal(out.argmax(1)[clear], expected.argmax(1)[clear])
     assert (out.argmax(1) == expected.argmax(1)).float().mean() > 0.8
     assert (out - expected).abs().amax(1).mean() < 1.5 * noise.mean()
+
+
+@pytest.mark.data
+def test_the_difference_is_that_of_two_precisions_of_pytorch(real, tmp_path):
+    quantized, images, expected, _ = real
+    out = exported(quantized, images, tmp_path, "native", True)
+    with torch.inference_mode():
+        exact = copy.deepcopy(quantized).double()(images.double())
+    span = expected.max() - expected.min()
+    between_precisions = ((exact - expected).abs().amax(1) / span).median()
+    exported_from_us = ((out - expected).abs().amax(1) / span).median()
+    assert exported_from_us <= 2 * between_precisions + 1e-6
