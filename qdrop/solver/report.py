@@ -5,6 +5,7 @@ python -m qdrop.solver.report exp        # writes exp/README.md from exp/**/resu
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -88,12 +89,15 @@ class Recorded:
 
 def load_results(folder: Path) -> list[Recorded]:
     """The results recorded beside the config in `folder`, by name; empty if there is none."""
+    files = sorted(folder.glob("results/*/result.json"))
+    if not files:
+        return []
+    default = _shown(load_config(folder / "config.yaml"))
     found = []
-    for file in sorted(folder.glob("results/*/result.json")):
+    for file in files:
         result = Result(**json.loads(file.read_text(encoding="utf-8")))
         config = load_config(file.with_name("config.resolved.yaml"))
-        changes = _changes("", _shown(load_config(folder / "config.yaml")), _shown(config))
-        found.append(Recorded(result, config.quant, tuple(changes)))
+        found.append(Recorded(result, config.quant, tuple(_changes("", default, _shown(config)))))
     return found
 
 
@@ -109,8 +113,7 @@ def _changes(key: str, default: Any, value: Any) -> Iterator[str]:
         for name in value:
             yield from _changes(f"{key}.{name}" if key else name, default[name], value[name])
     elif value != default:
-        text = json.dumps(value)
-        yield f"'{key}={text}'" if " " in text else f"{key}={text}"
+        yield shlex.quote(f"{key}={json.dumps(value)}")
 
 
 def report(exp: Path) -> str:
