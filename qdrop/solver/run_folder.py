@@ -128,12 +128,11 @@ def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str,
 def logging_to(folder: Path) -> Iterator[None]:
     """Inside: the package's log also goes to `run.log` in a run folder, which is made if it is not there.
 
-    That of an interrupted run is continued, that of a complete one replaced.
+    What is in it stays: whether this run gets far enough to replace the one before is not known yet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("qdrop")
-    mode = "a" if (folder / RESUME).is_dir() else "w"
-    handler = logging.FileHandler(folder / "run.log", mode=mode, encoding="utf-8")
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:

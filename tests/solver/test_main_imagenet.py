@@ -119,6 +119,14 @@ def test_main_runs_and_logs(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["model"] == "digits_resnet"
 
 
+def test_a_start_that_fails_keeps_the_log_of_the_run_before(tmp_path):
+    command = ["--config", str(CONFIG), *SHORT, "quant.recon=null", f"process.out={tmp_path}"]
+    assert main(command) == 0
+    before = (tmp_path / "run.log").read_text()
+    assert main([*command, "model.type=nope"]) == 1
+    assert "top-1" in before and (tmp_path / "run.log").read_text().startswith(before)
+
+
 def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tmp_path, monkeypatch):
     run(short("quant.recon=null"), tmp_path)
 
