@@ -8,9 +8,8 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,51 +33,11 @@ from qdrop.solver.imagenet_util import (
 from qdrop.solver.precision import tf32
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
+from qdrop.solver.result import Result
 from qdrop.solver.resume import FinishedUnits, identity
 from qdrop.solver.run_folder import RESUME, RunFolder, logging_to, peak_memory_mb, portable
 
 log = logging.getLogger("qdrop")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run found out."""
-
-    model: str
-    """Network."""
-    data: str
-    """What it was evaluated on."""
-    w_bit: int
-    """Bits of the weights."""
-    a_bit: int | None
-    """Bits of the activations; None: not quantized."""
-    top1_full: float
-    """Top-1 of the full-precision network, percent."""
-    top1_nearest: float
-    """Top-1 with everything rounded to the nearest, percent."""
-    top1: float
-    """Top-1 of the outcome, percent."""
-    drop_prob: float | None
-    """Probability of keeping a quantized activation during reconstruction; None: no reconstruction."""
-    iters: int
-    """Iterations per unit; 0: no reconstruction."""
-    calibration_images: int
-    """Images that were calibrated and reconstructed on."""
-    validation_images: int
-    """Images that top-1 was measured on."""
-    seed: int
-    """Seed of the run."""
-    seconds_calibrate: float
-    """Wall time of calibration."""
-    seconds_reconstruct: float
-    """Wall time of reconstruction; of an interrupted run, with that of the units finished before."""
-    peak_memory_mb: float
-    """Most memory held."""
-
-    def figures(self) -> dict[str, Any]:
-        """All but what it cost: the same for every run of the same settings."""
-        costs = ("seconds_calibrate", "seconds_reconstruct", "peak_memory_mb")
-        return {name: value for name, value in asdict(self).items() if name not in costs}
 
 
 def run(config: Config, out: Path) -> Result:
@@ -136,19 +95,13 @@ def run(config: Config, out: Path) -> Result:
     # The outcome, measured on what the run leaves behind.
     outcome = checkpoint.describe(quantized, portable(config))
     top1 = accuracy(outcome.build().to(device), loader, device)
-    result = Result(
-        model=config.model.type,
-        data=config.data.name or config.data.type,
-        w_bit=quant.w_qconfig.bit,
-        a_bit=quant.a_qconfig.bit if quant.a_qconfig else None,
+    result = Result.of(
+        config,
         top1_full=full,
         top1_nearest=nearest,
         top1=top1,
-        drop_prob=recon.drop_prob if recon else None,
-        iters=recon.iters if recon else 0,
         calibration_images=len(images),
         validation_images=len(loader.dataset),  # type: ignore[arg-type]
-        seed=seed,
         seconds_calibrate=seconds_calibrate,
         seconds_reconstruct=seconds_reconstruct,
         peak_memory_mb=peak_memory_mb(device),

@@ -15,7 +15,7 @@ from typing import Any
 
 from qdrop.config import Config, QuantConfig, ReconConfig
 from qdrop.config_io import config_to_dict, load_config
-from qdrop.solver.main_imagenet import Result
+from qdrop.solver.result import Result
 
 BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
 
@@ -95,7 +95,7 @@ def load_results(folder: Path) -> list[Recorded]:
     default = _shown(load_config(folder / "config.yaml"))
     found = []
     for file in files:
-        result = Result(**json.loads(file.read_text(encoding="utf-8")))
+        result = Result.read(file)
         config = load_config(file.with_name("config.resolved.yaml"))
         found.append(Recorded(result, config.quant, tuple(_changes("", default, _shown(config)))))
     return found

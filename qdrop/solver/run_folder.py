@@ -25,6 +25,7 @@ from qdrop.files import write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
+from qdrop.solver.result import Result
 
 MODEL = "quantized.safetensors"
 """The quantized network in a run folder."""
@@ -70,8 +71,8 @@ class RunFolder:
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def result(self, result: Any) -> None:
-        """Record the outcome, a dataclass."""
+    def result(self, result: Result) -> None:
+        """Record the outcome."""
         self._write("result.json", asdict(result))
 
     def model(self, outcome: Checkpoint) -> None:

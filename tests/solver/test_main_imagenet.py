@@ -13,7 +13,8 @@ from qdrop.config import Config
 from qdrop.config_io import config_from_dict, load_config
 from qdrop.quantization.plan import Plan
 from qdrop.solver.imagenet_util import accuracy, validation_loader
-from qdrop.solver.main_imagenet import Result, main, run
+from qdrop.solver.main_imagenet import main, run
+from qdrop.solver.result import Result
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=8", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
@@ -29,7 +30,7 @@ def log_lines(folder: Path) -> list[dict]:
 
 def test_a_run_leaves_a_complete_folder(tmp_path):
     result = run(short(), tmp_path)
-    assert Result(**json.loads((tmp_path / "result.json").read_text())) == result
+    assert Result.read(tmp_path / "result.json") == result
     assert (result.w_bit, result.a_bit, result.iters, result.calibration_images) == (2, 4, 8, 64)
     assert result.validation_images == 100
     assert result.top1_full > 95

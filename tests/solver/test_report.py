@@ -1,14 +1,17 @@
 """The table of experiments is what the recorded results say."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from qdrop.config_io import load_config
-from qdrop.solver.main_imagenet import Result
 from qdrop.solver.report import main, report
+from qdrop.solver.result import Result
 
 EXP = Path(__file__).parents[2] / "exp"
 RESULTS = sorted(EXP.glob("**/results/*/result.json"))
@@ -65,3 +68,10 @@ def test_a_broken_result_is_told(tmp_path, capsys):
     (folder / "result.json").write_text('{"top1": 3}')
     assert main([str(tmp_path)]) == 1
     assert "top1_full" in capsys.readouterr().err
+
+
+def test_the_table_needs_neither_the_main_job_nor_its_data():
+    loaded = "import sys, qdrop.solver.report; print(*sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(EXP.parent)}
+    done = subprocess.run([sys.executable, "-c", loaded], env=env, capture_output=True, text=True, check=True)
+    assert not {"qdrop.solver.main_imagenet", "qdrop.solver.datasets"} & set(done.stdout.split())
