@@ -53,6 +53,13 @@ def run(config: Config, out: Path) -> Result:
     Raises:
         Exception: One of `command.USER_ERRORS`, naming what to change.
     """
+    recon = config.quant.recon
+    with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
+        return _quantize(config, out)
+
+
+def _quantize(config: Config, out: Path) -> Result:
+    """The work of :func:`run`, from the data to the figures."""
     quant, recon, seed = config.quant, config.quant.recon, config.process.seed
     folder = RunFolder(out)
     device = pick_device(config)
@@ -137,10 +144,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
 
     def work() -> None:
         config, file = parse_args(argv, prog)
-        out = run_folder(config, file)
-        recon = config.quant.recon
-        with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
-            run(config, out)
+        run(config, run_folder(config, file))
 
     return exit_status(work)
 
