@@ -1,6 +1,9 @@
 """Run the main job at several bit widths, with and without the drop; print a table and draw it.
 
 python -m qdrop.solver.compare --config exp/quickstart/config.yaml quant.recon.iters=500
+
+Started again, it goes on behind the runs that are complete: the same table and picture, at once. To run all of them
+again, delete the folder or set `process.out` to another one.
 """
 
 import dataclasses

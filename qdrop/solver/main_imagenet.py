@@ -35,13 +35,13 @@ from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.result import Result
 from qdrop.solver.resume import FinishedUnits, identity
-from qdrop.solver.run_folder import RESUME, RunFolder, logging_to, peak_memory_mb, portable
+from qdrop.solver.run_folder import RESUME, RunFolder, complete, locked, logging_to, peak_memory_mb, portable
 
 log = logging.getLogger("qdrop")
 
 
 def run(config: Config, out: Path) -> Result:
-    """Quantize and measure one network.
+    """Quantize and measure one network; where that was done before, with the same settings, only tell the result.
 
     Args:
         config: All settings.
@@ -54,8 +54,12 @@ def run(config: Config, out: Path) -> Result:
         Exception: One of `command.USER_ERRORS`, naming what to change.
     """
     recon = config.quant.recon
-    with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
-        return _quantize(config, out)
+    with locked(out):
+        if (found := complete(out, config)) is not None:
+            log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
+            return found
+        with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
+            return _quantize(config, out)
 
 
 def _quantize(config: Config, out: Path) -> Result:
@@ -113,8 +117,8 @@ def _quantize(config: Config, out: Path) -> Result:
         seconds_reconstruct=seconds_reconstruct,
         peak_memory_mb=peak_memory_mb(device),
     )
-    folder.result(result)
     folder.model(outcome.with_metrics(result.figures()))
+    folder.result(result)
     finished.clear()
     log.info("%s: top-1 %.2f (full precision %.2f); results in %s", config.model.type, top1, full, out)
     return result

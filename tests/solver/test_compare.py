@@ -53,6 +53,21 @@ def test_each_run_is_as_the_main_job_would_do_it(tmp_path, monkeypatch):
     assert len(logs) == runs and all(log.count("; results in ") == 1 for log in logs)
 
 
+def test_again_it_tells_the_same_at_once(tmp_path, monkeypatch, capsys):
+    command = ["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]
+    assert main(command) == 0
+    shown = table_in(capsys.readouterr().out)
+    (tmp_path / "comparison.png").unlink()
+    monkeypatch.setattr("qdrop.solver.main_imagenet.reconstruct", None)
+    assert main(command) == 0
+    assert shown == table_in(capsys.readouterr().out) and len(shown) == len(SETTINGS)
+    assert (tmp_path / "comparison.png").is_file()
+
+
+def table_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("│ W")]
+
+
 def test_needs_a_reconstruction(tmp_path):
     with pytest.raises(ConfigError, match=r"quant\.recon"):
         compare(load_config(CONFIG, ["quant.recon=null"]), tmp_path)

@@ -155,6 +155,19 @@ def _watched(calls):
     return learn
 
 
+def test_ended_before_its_last_step_it_is_not_complete_yet(tmp_path, whole, monkeypatch):
+    def end(self):
+        raise Killed
+
+    config = load_config(CONFIG, SHORT)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(FinishedUnits, "clear", end)
+        run(config, tmp_path)
+    assert (tmp_path / "result.json").is_file() and units_in(tmp_path) == 8
+    run(config, tmp_path)
+    assert outcome(tmp_path) == whole
+
+
 def test_a_damaged_unit_is_learned_again(tmp_path, whole, monkeypatch, caplog):
     config = load_config(CONFIG, SHORT)
     interrupted(tmp_path, config, monkeypatch, 3)
