@@ -1,14 +1,18 @@
 """The command line: every command on one short run of the digits network."""
 
 import json
+import runpy
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import setuptools
 
 from qdrop.checkpoint import read
 from qdrop.cli import COMMANDS, main
 
-CONFIG = Path(__file__).parents[1] / "exp" / "quickstart" / "config.yaml"
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=4", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=200"]
 
 
@@ -93,3 +97,23 @@ def test_an_unknown_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quantise"])
     assert caught.value.code == 2 and "quantise" in capsys.readouterr().err
+
+
+@pytest.fixture
+def scripts(monkeypatch) -> list[EntryPoint]:
+    """The commands that `pip install` makes, as setup.py declares them."""
+    told = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **settings: told.update(settings))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    names = [line.partition("=") for line in told["entry_points"]["console_scripts"]]
+    return [EntryPoint(name, value, "console_scripts") for name, _, value in names]
+
+
+def test_the_installed_command_runs(scripts, monkeypatch, capsys):
+    (script,) = scripts
+    assert script.name == "qdrop"
+    monkeypatch.setattr("sys.argv", [script.name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        script.load()()
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("usage: qdrop ")
