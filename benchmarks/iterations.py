@@ -21,7 +21,8 @@ import qdrop
 from benchmarks.common import COLORS, Outcome, Table, arguments, axes, main
 from qdrop.config import PRESETS, ActivationQConfig, DataConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.models import build_model
-from qdrop.solver.imagenet_util import accuracy, calibration_images, validation_loader
+from qdrop.solver.accuracy import accuracy
+from qdrop.solver.imagenet_util import calibration_images, validation_loader
 
 CALIBRATED, HELD_OUT = 1024, 3072
 SCHEDULES: dict[str, dict[str, Any]] = {

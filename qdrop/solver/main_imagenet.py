@@ -21,15 +21,10 @@ from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import make_plan
 from qdrop.quantization.state import quantizing
+from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status
-from qdrop.solver.imagenet_util import (
-    accuracy,
-    calibration_images,
-    check_network,
-    num_classes,
-    validation_loader,
-)
+from qdrop.solver.imagenet_util import calibration_images, num_classes, validation_loader
 from qdrop.solver.precision import tf32
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct

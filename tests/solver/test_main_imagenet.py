@@ -12,7 +12,8 @@ from qdrop.checkpoint import read
 from qdrop.config import Config
 from qdrop.config_io import config_from_dict, load_config
 from qdrop.quantization.plan import Plan
-from qdrop.solver.imagenet_util import accuracy, validation_loader
+from qdrop.solver.accuracy import accuracy
+from qdrop.solver.imagenet_util import validation_loader
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.result import Result
 
