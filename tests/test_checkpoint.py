@@ -343,7 +343,11 @@ def test_a_forged_graph_reaches_nothing(saved, change, match):
 @pytest.mark.parametrize(
     ("part", "change", "match"),
     [
-        ("graph", lambda g: g["layers"]["head"].update(type="Module.__subclasses__"), "not among those a file may hold"),
+        (
+            "graph",
+            lambda g: g["layers"]["head"].update(type="Module.__subclasses__"),
+            "not among those a file may hold",
+        ),
         ("graph", lambda g: g["layers"]["head"].update(type="DataParallel"), "not among those a file may hold"),
         ("graph", lambda g: g["layers"]["head"]["args"].update(in_features=7), "cannot be rebuilt"),
         ("graph", lambda g: g.pop("nodes"), "nodes"),
