@@ -56,8 +56,7 @@ _OPERATOR = """
     add sub mul truediv floordiv mod neg pos abs pow matmul getitem eq ne lt le gt ge and_ or_ xor invert not_
 """
 
-LAYERS = frozenset(
-    """
+_LAYERS = """
     Linear Bilinear Identity Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
     ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU GLU SiLU Mish Sigmoid LogSigmoid Tanh Hardtanh Hardswish
     Hardsigmoid Hardshrink Softshrink Tanhshrink Softplus Softsign Threshold Softmax Softmax2d LogSoftmax Softmin
@@ -69,8 +68,8 @@ LAYERS = frozenset(
     UpsamplingBilinear2d ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d
     ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d
     CircularPad3d
-    """.split()
-)
+"""
+LAYERS = frozenset(_LAYERS.split())
 """Classes of `torch.nn`, by name."""
 
 
