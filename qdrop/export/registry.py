@@ -20,10 +20,11 @@ NOTHING = {"contiguous", "clone", "detach"}
 """Give back what they take."""
 
 UNARY = {
-    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish", "softplus": "Softplus",
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish",
     "softsign": "Softsign", "mish": "Mish", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg",
     "reciprocal": "Reciprocal", "erf": "Erf", "selu": "Selu",
 }  # fmt: skip
+"""Functions without settings: the operator alone. One that has any needs a handler, which checks them."""
 
 MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.ReLU: ("relu", ()),

@@ -8,6 +8,7 @@ from onnx_runs import exported
 from torch import nn
 
 from qdrop.export import ExportError, export_onnx
+from qdrop.export.registry import FUNCTIONS, NOTHING, RESHAPES, UNARY
 from qdrop.models import build_model
 from qdrop.quantization.graph import trace
 from qdrop.quantization.state import quantizing
@@ -118,6 +119,8 @@ def test_common_networks(kind, size, tmp_path):
         (lambda x: F.interpolate(x, size=(4, 4), mode="bicubic"), r"mode=bicubic"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), r"rounding_mode=floor"),
         (lambda x: x.chunk(2, 0)[0], r"splits the batch"),
+        (lambda x: F.softplus(x, beta=2), r"softplus.*beta=2"),
+        (lambda x: F.softplus(x, threshold=1), r"softplus.*threshold=1"),
     ],
 )
 def test_what_cannot_be_written_is_named(function, reason, tmp_path):
@@ -125,6 +128,16 @@ def test_what_cannot_be_written_is_named(function, reason, tmp_path):
     with pytest.raises(ExportError, match=reason):
         export_onnx(graph, images(4), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_module_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(ExportError, match=r"'0' \(Softplus\) has beta=2"):
+        export_onnx(trace(nn.Sequential(nn.Softplus(beta=2)), images(4)), images(4), tmp_path / "model.onnx")
+
+
+def test_every_function_is_written_in_one_way():
+    tables = [set(FUNCTIONS), set(UNARY), RESHAPES, NOTHING]
+    assert sum(map(len, tables)) == len(set.union(*tables))
 
 
 def test_a_module_that_cannot_be_written_is_named(tmp_path):
