@@ -73,6 +73,43 @@ def test_function(name, tmp_path):
     assert torch.allclose(exported(model, images(4), tmp_path, "int8"), model(images(4)), atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale_factor": 1.7}, {"scale_factor": 0.6}, {"scale_factor": (1.7, 2)}, {"size": (5, 9)}, {"size": 16},
+        {"scale_factor": 1.7, "recompute_scale_factor": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_resizing(mode, settings, tmp_path):
+    """Not only the sizes: PyTorch places the pixels by the factor, where it was given one."""
+    model = trace(nn.Sequential(nn.Upsample(mode=mode, **settings)), images(4))
+    assert torch.allclose(exported(model, images(4), tmp_path, "int8"), model(images(4)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mode, side, settings",
+    [
+        ("nearest", 14, {"size": 4}),  # 2 * (14 / 4) is 7, and 2 / (4 / 14) in float32 below it
+        ("nearest", 18, {"scale_factor": 0.6}),
+        ("nearest", 5, {"scale_factor": 2.1}),  # PyTorch doubles where the size does, whatever the factor
+        ("bilinear", 30, {"scale_factor": 2.1}),  # 63 pixels, and 62 in float32
+    ],
+    ids=str,
+)
+def test_resizing_does_not_depend_on_how_a_factor_is_rounded(mode, side, settings, tmp_path):
+    x = torch.randn(2, 1, side, side)
+    model = trace(Apply(lambda x: F.interpolate(x, mode=mode, **settings)), x)
+    assert torch.allclose(exported(model, x, tmp_path, "native"), model(x), atol=1e-4)
+
+
+def test_whole_factors_stay_one_operator(tmp_path):
+    model = trace(Apply(OPERATIONS["nearest"]), images(4))
+    proto = export_onnx(model, images(4), tmp_path / "model.onnx")
+    assert [node.op_type for node in proto.graph.node] == ["Resize", "Identity"]
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 def test_module(module, tmp_path):
     model = trace(nn.Sequential(module), images(4))
@@ -119,6 +156,7 @@ def test_common_networks(kind, size, tmp_path):
         (lambda x: F.interpolate(x, size=(4, 4), mode="bicubic"), r"mode=bicubic"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), r"rounding_mode=floor"),
         (lambda x: x.chunk(2, 0)[0], r"splits the batch"),
+        (lambda x: F.interpolate(x, size=(x.size(0), 4)), r"interpolate.*depends on the batch"),
         (lambda x: F.softplus(x, beta=2), r"softplus.*beta=2"),
         (lambda x: F.softplus(x, threshold=1), r"softplus.*threshold=1"),
     ],
