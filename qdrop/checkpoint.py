@@ -36,8 +36,6 @@ VERSION = 1
 """Of the format; a reader takes its own version and older ones."""
 LARGEST = 1 << 27
 """Bytes that the description of a network may take: what unpacks to more is refused."""
-WEIGHT = ".weight_quantizer"
-"""What follows a layer's path in the name of its weight's quantizer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Checkpoint:
         Raises:
             ValueError: If the file's bytes do not fit the plan.
         """
-        packed = self.tensors[f"{_layer(spec)}.weight.packed"]
+        packed = self.tensors[f"{spec.layer}.weight.packed"]
         steps = unpack(packed.numpy(), spec.bit, math.prod(spec.shape))
         return torch.from_numpy(steps).view(spec.shape)
 
@@ -83,6 +81,12 @@ class Checkpoint:
             raise ValueError(f"{spec.name} has {tuple(scale.shape)} scales; expected {spec.channels}")
         return scale.float(), zero_point.float()
 
+    def unquantized(self) -> dict[str, Tensor]:
+        """What is not quantized, and no scale or zero point, by name."""
+        taken = {f"{spec.name}{end}" for spec in self.plan.quantizers for end in (".scale", ".zero_point")}
+        taken |= {f"{spec.layer}.weight.packed" for spec in self._weights()}
+        return {name: value for name, value in self.tensors.items() if name not in taken}
+
     def with_metrics(self, metrics: Mapping[str, Any]) -> "Checkpoint":
         """The same with these figures recorded."""
         return replace(self, metrics=metrics)
@@ -97,12 +101,8 @@ class Checkpoint:
             CheckpointError: If the contents do not fit each other.
         """
         try:
-            weights = [spec for spec in self.plan.quantizers if spec.kind is Kind.WEIGHT]
-            taken = {f"{spec.name}{end}" for spec in self.plan.quantizers for end in (".scale", ".zero_point")}
-            taken |= {f"{_layer(spec)}.weight.packed" for spec in weights}
-            tensors = {name: value for name, value in self.tensors.items() if name not in taken}
-            tensors |= {f"{_layer(spec)}.weight": self.weight(spec) for spec in weights}
-            model = quantize_graph(graph_from_data(self.graph, tensors), self.plan)
+            weights = {f"{spec.layer}.weight": self.weight(spec) for spec in self._weights()}
+            model = quantize_graph(graph_from_data(self.graph, self.unquantized() | weights), self.plan)
             for quantizer in quantizers(model):
                 _set_grid(quantizer, *self.grid(quantizer.spec))
         except (GraphDataError, KeyError, TypeError, ValueError) as error:
@@ -111,6 +111,9 @@ class Checkpoint:
             if isinstance(layer.weight_quantizer, AdaRoundFakeQuantize):
                 layer.weight_quantizer.round_to_nearest(layer.weight)
         return model
+
+    def _weights(self) -> list[QuantizerSpec]:
+        return [spec for spec in self.plan.quantizers if spec.kind is Kind.WEIGHT]
 
 
 def describe(
@@ -143,9 +146,9 @@ def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
         tensors[f"{spec.name}.scale"] = quantizer.scale
         tensors[f"{spec.name}.zero_point"] = _smallest(quantizer.zero_point)
         if spec.kind is Kind.WEIGHT:
-            layer = model.get_submodule(_layer(spec))
+            layer = model.get_submodule(spec.layer)
             assert isinstance(layer, QuantizedModule)
-            tensors[f"{_layer(spec)}.weight.packed"] = torch.from_numpy(pack(_integers(layer), spec.bit))
+            tensors[f"{spec.layer}.weight.packed"] = torch.from_numpy(pack(_integers(layer), spec.bit))
     return tensors
 
 
@@ -156,7 +159,7 @@ def _not_quantized(model: fx.GraphModule, plan: Plan, graph: dict[str, Any]) -> 
         found |= model.get_submodule(path).state_dict(prefix=f"{path}.")
     for spec in plan.quantizers:
         if spec.kind is Kind.WEIGHT:
-            del found[f"{_layer(spec)}.weight"]
+            del found[f"{spec.layer}.weight"]
             for name in model.get_submodule(spec.name).state_dict(prefix=f"{spec.name}."):
                 del found[name]
     for name in constants(graph):
@@ -267,11 +270,6 @@ def _decompress(text: str) -> bytes:
     if not stream.eof:
         raise ValueError(f"the description of the network is cut off, or takes more than {LARGEST} bytes")
     return data
-
-
-def _layer(spec: QuantizerSpec) -> str:
-    """Path of the layer whose weight a quantizer quantizes."""
-    return spec.name.removesuffix(WEIGHT)
 
 
 def _integers(layer: QuantizedModule) -> NDArray[np.uint8]:

@@ -39,10 +39,10 @@ def checkpoint_view(checkpoint: Checkpoint, size: int) -> tuple[Table, Table]:
     weights = [spec for spec in checkpoint.plan.quantizers if spec.kind is Kind.WEIGHT]
     count = sum(math.prod(spec.shape) for spec in weights)
     packed = sum(map(_packed, weights))
-    others = sum(t.nbytes for name, t in checkpoint.tensors.items() if not name.endswith(".weight.packed"))
-    floats = FLOAT_BYTES * (count + sum(t.numel() for t in _unquantized(checkpoint)))
+    others = sum(tensor.nbytes for tensor in checkpoint.tensors.values()) - packed
+    floats = FLOAT_BYTES * (count + sum(tensor.numel() for tensor in checkpoint.unquantized().values()))
     totals = {
-        "quantized weights": f"{count:,} in {packed:,.0f} bytes, {8 * packed / max(1, count):.2f} bits each",
+        "quantized weights": f"{count:,} in {packed:,} bytes, {8 * packed / max(1, count):.2f} bits each",
         "scales, zero points, what is not quantized": f"{others:,} bytes",
         "file": f"{size:,} bytes; in float32 {floats:,}: {floats / size:.1f} times as large",
         "units": str(len(checkpoint.plan.units)),
@@ -67,13 +67,8 @@ def onnx_view(found: OnnxSummary, size: int) -> tuple[Table, Table]:
     return types, _pairs({"opset": str(found.opset), "operators": operators, "file": f"{size:,} bytes"})
 
 
-def _packed(spec: QuantizerSpec) -> float:
+def _packed(spec: QuantizerSpec) -> int:
     return math.ceil(math.prod(spec.shape) * spec.bit / 8)
-
-
-def _unquantized(checkpoint: Checkpoint) -> list[Any]:
-    ends = (".weight.packed", ".scale", ".zero_point")
-    return [t for name, t in checkpoint.tensors.items() if not name.endswith(ends)]
 
 
 def _measured(metrics: Any) -> dict[str, str]:
