@@ -3,7 +3,7 @@
 import math
 
 import torch
-from networks import images, quantized
+from networks import quantized
 from torch import nn
 
 from qdrop.checkpoint import describe
