@@ -126,6 +126,8 @@ def save(
 def load(path: str | Path, device: torch.device | str = "cpu") -> fx.GraphModule:
     """The network that :func:`save` wrote, its quantizers on. Needs no other file, and executes nothing from it.
 
+    The settings that were recorded with it are in its `meta["config"]`.
+
     Args:
         path: The file.
         device: Where to put it.

@@ -7,6 +7,7 @@ import pytest
 
 from qdrop.checkpoint import read
 from qdrop.cli import COMMANDS, main
+from qdrop.container import read_container
 
 CONFIG = Path(__file__).parents[1] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=4", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=200"]
@@ -34,6 +35,15 @@ def test_evaluate_measures_what_the_run_measured(folder, file, capsys):
     recorded = json.loads((folder / "result.json").read_text())["top1"]
     # Integer kernels round otherwise where a value lies between two levels: of 200 digits a few may differ.
     assert (name, float(top1), data) == (str(folder / file), pytest.approx(recorded, abs=2), "handwritten digits\n")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_checkpoint_is_read_once(command, folder, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr("qdrop.checkpoint.read_container", lambda *args: reads.append(args) or read_container(*args))
+    extra = ["data.val_limit=1"] if command == "evaluate" else ["--out", str(tmp_path / "model.onnx")]
+    assert main([command, str(folder / FILES[0]), *extra]) == 0
+    assert len(reads) == 1
 
 
 def test_evaluate_with_other_settings(folder, capsys):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx
 
 import qdrop
-from qdrop.checkpoint import read
 from qdrop.export import Container, ExportError, export_onnx, export_program
 from qdrop.files import write_file
 
@@ -70,7 +69,6 @@ def write(run: Path, kind: str, container: Container, out: Path | None = None) -
         OSError: If a file cannot be read or written.
     """
     checkpoint = run / CHECKPOINT if run.is_dir() else run
-    settings = read(checkpoint).config
     model = qdrop.load(checkpoint)
     if kind == "torch":
         path = out or checkpoint.with_suffix(".pt2")
@@ -79,7 +77,7 @@ def write(run: Path, kind: str, container: Container, out: Path | None = None) -
         write_file(path, program.getvalue())
         return path
     path = out or checkpoint.with_name(f"{checkpoint.stem}-{container}.onnx")
-    export_onnx(model, example(model), path, container, settings)
+    export_onnx(model, example(model), path, container, model.meta["config"])
     return path
 
 

@@ -71,9 +71,10 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         device = torch.device("cpu")
         model: nn.Module = OnnxNetwork(path, config.process.threads)
     else:
-        config = config_from_dict(dict(checkpoint.read(path).config), overrides)
+        network = checkpoint.load(path)
+        config = config_from_dict(network.meta["config"], overrides)
         device = pick_device(config)
-        model = checkpoint.load(path, device)
+        model = network.to(device)
     loader = validation_loader(config.data)
     for images, _ in loader:
         check_network(model, images[:1].to(device), num_classes(config.data))
