@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from qdrop.checkpoint import read
 from qdrop.cli import COMMANDS, main
@@ -44,6 +45,19 @@ def test_a_checkpoint_is_read_once(command, folder, tmp_path, monkeypatch):
     extra = ["data.val_limit=1"] if command == "evaluate" else ["--out", str(tmp_path / "model.onnx")]
     assert main([command, str(folder / FILES[0]), *extra]) == 0
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_evaluate_computes_in_the_precision_of_the_run(precision, folder, monkeypatch):
+    seen = []
+
+    def accuracy(*args):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return 50.0
+
+    monkeypatch.setattr("qdrop.solver.evaluate.accuracy", accuracy)
+    assert main(["evaluate", str(folder / FILES[0]), f"quant.recon.precision={precision}"]) == 0
+    assert seen == [(precision == "tf32",) * 2]
 
 
 def test_evaluate_with_other_settings(folder, capsys):

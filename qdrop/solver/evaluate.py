@@ -20,6 +20,7 @@ from qdrop.onnx_file import OnnxFileError, settings
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import accuracy, check_network, num_classes, validation_loader
 from qdrop.solver.main_imagenet import pick_device
+from qdrop.solver.precision import tf32
 
 
 class OnnxNetwork(nn.Module):
@@ -79,7 +80,9 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
     for images, _ in loader:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
-    return accuracy(model, loader, device), config
+    recon = config.quant.recon
+    with tf32(recon is not None and recon.precision == "tf32"):  # as the run that measured the recorded top-1
+        return accuracy(model, loader, device), config
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
