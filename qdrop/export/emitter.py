@@ -8,12 +8,13 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from qdrop.errors import QdropError
 from qdrop.export.containers import Container
 from qdrop.export.facts import Shape
 from qdrop.quantization.ops import where
 
 
-class ExportError(ValueError):
+class ExportError(QdropError, ValueError):
     """A model that cannot be written; names the node, its operation and what is supported."""
 
 

@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qdrop.errors import QdropError
+
 logger = logging.getLogger(__name__)
 
 # The full-precision checkpoints of the paper: assets of a GitHub release, by model type.
@@ -47,7 +49,7 @@ KEYS_SHOWN = 8  # of a long list in an error
 TORCH_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError)
 
 
-class WeightsError(ValueError):
+class WeightsError(QdropError, ValueError):
     """Weights that cannot be found, downloaded, read, or fitted into the model."""
 
 

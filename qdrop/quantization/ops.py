@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qdrop.errors import QdropError
 from qdrop.quantization.quantized_module import QUANTIZED, float_type
 
 
-class GraphError(ValueError):
+class GraphError(QdropError, ValueError):
     """A model that cannot be traced, folded or planned; names the module and the reason."""
 
 

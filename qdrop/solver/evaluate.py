@@ -65,7 +65,8 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         overrides: Settings that replace those recorded in the file: `data.path=...`.
 
     Raises:
-        Exception: One of `command.USER_ERRORS`, naming what to change.
+        QdropError: Names what to change.
+        OSError: If a file cannot be read.
     """
     if path.suffix == ".onnx":
         config = config_from_dict(settings(path), overrides)

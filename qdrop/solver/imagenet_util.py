@@ -19,6 +19,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
 from qdrop.config import DataConfig
+from qdrop.errors import QdropError, first_line
 from qdrop.solver.datasets import (
     CIFAR_SIDE,
     DataError,
@@ -35,6 +36,10 @@ __all__ = ["DataError", "accuracy", "calibration_images", "check_network", "num_
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)
 Transform = Callable[[Any], Tensor]
+
+
+class NotFiniteError(QdropError, FloatingPointError):
+    """A network whose outputs are infinite or not a number."""
 
 
 def calibration_images(config: DataConfig, count: int, seed: int) -> Tensor:
@@ -117,8 +122,7 @@ def check_network(model: nn.Module, images: Tensor, classes: int) -> None:
         logits = model(images)
     except Exception as error:  # a foreign network may raise anything
         shape = "x".join(map(str, images.shape[1:]))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the network cannot run on the images of the data, {shape}: {reason}") from error
+        raise DataError(f"the network cannot run on the images of the data, {shape}: {first_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise DataError(f"the network's output is no tensor of logits [N, classes], but {_kind(logits)}")
     if classes != logits.shape[1]:
@@ -148,7 +152,7 @@ def accuracy(
         on_batch: called after each batch with (batches done, batches in all).
 
     Raises:
-        FloatingPointError: a logit is infinite or not a number.
+        NotFiniteError: a logit is infinite or not a number.
         DataError: the loader gave no image.
     """
     correct, seen = 0, 0
@@ -159,7 +163,7 @@ def accuracy(
             for done, (images, labels) in enumerate(loader, start=1):
                 logits = model(images.to(device, non_blocking=True))  # [N, classes]
                 if not logits.isfinite().all():
-                    raise FloatingPointError(
+                    raise NotFiniteError(
                         f"the network's output has infinite or NaN values in batch {done} of {len(loader)}"
                     )
                 correct += int((logits.argmax(1) == labels.to(device)).sum())
