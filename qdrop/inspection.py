@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qdrop.checkpoint import Checkpoint, read
-from qdrop.container import CheckpointError
-from qdrop.onnx_file import OnnxFileError, OnnxSummary, summary
+from qdrop.onnx_file import OnnxSummary, summary
 from qdrop.quantization.spec import Kind, QuantizerSpec
+from qdrop.solver.command import exit_status
 
 FLOAT_BYTES = 4
 
@@ -89,19 +89,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.inspect
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a packed checkpoint, or an ONNX file")
     path: Path = parser.parse_args(argv).file
-    try:
-        tables = onnx_view(summary(path), path.stat().st_size) if path.suffix == ".onnx" else _checkpoint(path)
-    except (CheckpointError, OnnxFileError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console = Console(width=1000)  # a table takes what its cells need: names are kept whole, also in a file
-    for table in tables:
-        console.print(table)
-    return 0
 
+    def work() -> None:
+        size = path.stat().st_size
+        tables = onnx_view(summary(path), size) if path.suffix == ".onnx" else checkpoint_view(read(path), size)
+        console = Console(width=1000)  # a table takes what its cells need: names are kept whole, also in a file
+        for table in tables:
+            console.print(table)
 
-def _checkpoint(path: Path) -> tuple[Table, Table]:
-    return checkpoint_view(read(path), path.stat().st_size)
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -85,15 +85,24 @@ def test_inspect_an_onnx_file(folder, capsys):
     assert "UINT2" not in shown and "UINT8" in shown
 
 
-@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
 @pytest.mark.parametrize("name", ["absent.safetensors", "foreign.safetensors", "absent.onnx", "foreign.onnx"])
-def test_files_that_cannot_be_read(command, name, tmp_path, capsys, caplog):
+def test_files_that_cannot_be_read(command, name, tmp_path, caplog):
     pytest.importorskip("onnx")
     if name.startswith("foreign"):
         (tmp_path / name).write_bytes(b"\x08\xff something else")
     assert main([command, str(tmp_path / name)]) == 1
-    said = capsys.readouterr().err + caplog.text
-    assert "error: " in said and name in said and "Traceback" not in said
+    assert "error: " in caplog.text and name in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
+def test_memory_that_runs_out_while_a_file_is_read(command, folder, monkeypatch, caplog):
+    def fails(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("qdrop.checkpoint.read_container", fails)
+    assert main([command, str(folder / FILES[0])]) == 1
+    assert "error: memory ran out" in caplog.text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
