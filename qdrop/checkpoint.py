@@ -22,6 +22,7 @@ from qdrop.container import CheckpointError, read_container, write_container
 from qdrop.packed import Checkpoint, reason
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.graph_data import GraphDataError, constants, graph_to_data
+from qdrop.quantization.ops import place
 from qdrop.quantization.packing import pack
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.quantized_module import QuantizedModule
@@ -81,8 +82,7 @@ def _not_quantized(model: fx.GraphModule, plan: Plan, graph: dict[str, Any]) -> 
             for name in model.get_submodule(spec.name).state_dict(prefix=f"{spec.name}."):
                 del found[name]
     for name in constants(graph):
-        holder, _, leaf = name.rpartition(".")
-        found[name] = getattr(model.get_submodule(holder), leaf)
+        found[name] = getattr(*place(model, name))
     return found
 
 

@@ -7,7 +7,8 @@ from networks import NETWORKS, bits, images, network, quantized
 from onnx_runs import exported
 from torch import nn
 
-from qdrop.export import ExportError, export_onnx
+from qdrop.export import Container, ExportError, export_onnx
+from qdrop.export.emitter import Emitter, OnnxGraph
 from qdrop.export.registry import FUNCTIONS, NOTHING, RESHAPES, UNARY
 from qdrop.models import build_model
 from qdrop.quantization.graph import trace
@@ -176,6 +177,19 @@ def test_settings_of_a_module_that_cannot_be_written_are_named(tmp_path):
 def test_every_function_is_written_in_one_way():
     tables = [set(FUNCTIONS), set(UNARY), RESHAPES, NOTHING]
     assert sum(map(len, tables)) == len(set.union(*tables))
+
+
+def test_a_padding_mode_that_cannot_be_written_is_named(tmp_path):
+    layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    with pytest.raises(ExportError, match=r"'0' \(Conv2d\) has padding_mode=circular"):
+        export_onnx(trace(nn.Sequential(layer), images(4)), images(4), tmp_path / "model.onnx")
+
+
+def test_names_of_nodes_are_their_own_however_many_one_node_becomes():
+    graph = OnnxGraph(Container.NATIVE)
+    (node,) = trace(nn.Sequential(nn.ReLU()), images(4)).graph.find_nodes(op="call_module")
+    names = [Emitter(graph, node, ()).add("Relu", "images") for _ in range(40)]
+    assert names[:2] == ["_0/Relu", "_0/Relu#1"] and len(set(names)) == 40
 
 
 def test_a_module_that_cannot_be_written_is_named(tmp_path):
