@@ -31,8 +31,6 @@ from qdrop.solver.datasets import (
     validation_source,
 )
 
-__all__ = ["DataError", "accuracy", "calibration_images", "check_network", "num_classes", "validation_loader"]
-
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)
 Transform = Callable[[Any], Tensor]
@@ -137,19 +135,13 @@ def _kind(value: object) -> str:
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def accuracy(
-    model: nn.Module,
-    loader: DataLoader,
-    device: torch.device | str,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> float:
+def accuracy(model: nn.Module, loader: DataLoader, device: torch.device | str) -> float:
     """Top-1 accuracy in percent. The model runs in eval mode without gradients; its mode is restored.
 
     Args:
         model: images [N, C, H, W] to logits [N, classes]; already on `device`.
         loader: batches of (images, labels).
         device: where to put the images.
-        on_batch: called after each batch with (batches done, batches in all).
 
     Raises:
         NotFiniteError: a logit is infinite or not a number.
@@ -168,8 +160,6 @@ def accuracy(
                     )
                 correct += int((logits.argmax(1) == labels.to(device)).sum())
                 seen += len(labels)
-                if on_batch is not None:
-                    on_batch(done, len(loader))
     finally:
         for module, flag in training.items():
             module.training = flag
