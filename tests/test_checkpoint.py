@@ -191,7 +191,7 @@ def test_outputs_are_the_same_on_a_gpu(tmp_path):
 def test_a_loaded_network_is_a_whole_one(saved):
     model, plan = quantized(network("residual"))
     loaded = load(saved)
-    assert loaded.meta["plan"] == plan
+    assert loaded.meta["plan"] == plan and loaded.meta["config"] == {"seed": 3}
     assert all(quantizer.active for quantizer in quantizers(loaded))
     assert not loaded.training and not any(
         p.requires_grad for layer in quantized_modules(loaded) for p in [layer.weight]

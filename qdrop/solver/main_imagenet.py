@@ -92,7 +92,8 @@ def run(config: Config, out: Path) -> Result:
         The result, as written to `result.json`.
 
     Raises:
-        Exception: One of `command.USER_ERRORS`, naming what to change.
+        QdropError: Names what to change.
+        OSError: If a file cannot be read or written.
     """
     quant, recon, seed = config.quant, config.quant.recon, config.process.seed
     folder = RunFolder(out)

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qdrop.config import ReconConfig
+from qdrop.errors import first_line
 from qdrop.quantization.drop import Drop, scrambled_positions
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import adarounds, quantizers
@@ -175,8 +176,7 @@ class Compiler:
             raise
         except Exception as error:  # whatever is wrong with a compiler: it is not needed
             self.mode = "off"
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            log.warning("going on without compilation, which failed here: %s", reason[0])
+            log.warning("going on without compilation, which failed here: %s", first_line(error))
             return eager(loss)
 
     def _compile(self, loss: UnitLoss, example: Inputs) -> Gradients:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qdrop.config import CacheConfig
+from qdrop.errors import QdropError
 from qdrop.quantization.layout import in_memory_order
 from qdrop.quantization.layout import memory_format as layout_of
 from qdrop.solver.memory import free_and_total, is_out_of_memory
@@ -38,7 +39,7 @@ PART = 1 << 26
 """Bytes moved at a time from one place to another."""
 
 
-class CacheError(RuntimeError):
+class CacheError(QdropError, RuntimeError):
     """Values that cannot be kept; says what to change."""
 
 
