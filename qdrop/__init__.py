@@ -7,6 +7,7 @@ qdrop.save(quantized, "model.safetensors")    # and qdrop.load("model.safetensor
 from qdrop.api import Report, quantize
 from qdrop.checkpoint import CheckpointError, load, save
 from qdrop.config import QuantConfig, ReconConfig
+from qdrop.errors import QdropError
 from qdrop.models import build_model
 from qdrop.quantization.graph import GraphError, trace
 from qdrop.quantization.plan import Plan, make_plan
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "GraphError",
     "Plan",
+    "QdropError",
     "QuantConfig",
     "ReconConfig",
     "Report",

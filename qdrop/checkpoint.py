@@ -8,10 +8,8 @@ The format is described in docs/format.md, and read without this package by docs
 
 import base64
 import json
-import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,96 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from qdrop.container import CheckpointError, read_container, write_container
-from qdrop.quantization.affine import along_channels
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
-from qdrop.quantization.graph_data import GraphDataError, constants, graph_from_data, graph_to_data
-from qdrop.quantization.packing import pack, unpack
+from qdrop.packed import Checkpoint, reason
+from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.quantization.graph_data import GraphDataError, constants, graph_to_data
+from qdrop.quantization.ops import place
+from qdrop.quantization.packing import pack
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.quantized_module import QuantizedModule
-from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.quantization.state import quantized_modules, quantizers
+from qdrop.quantization.spec import Kind
 
 FORMAT = "qdrop"
 VERSION = 1
 """Of the format; a reader takes its own version and older ones."""
 LARGEST = 1 << 27
 """Bytes that the description of a network may take: what unpacks to more is refused."""
-WEIGHT = ".weight_quantizer"
-"""What follows a layer's path in the name of its weight's quantizer."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file holds. A rebuilt network, quantizers on, comes from :meth:`build`."""
-
-    graph: dict[str, Any]
-    """The network's graph, see :mod:`qdrop.quantization.graph_data`."""
-    plan: Plan
-    """What is quantized where, and the units."""
-    tensors: dict[str, Tensor]
-    """As in the file: for each quantizer `.scale` and `.zero_point`, for each quantized layer `.weight.packed`,
-    and what is not quantized under its own name."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """Settings, as plain data."""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured, as plain data."""
-
-    def integers(self, spec: QuantizerSpec) -> Tensor:
-        """A weight's integers, as steps above the smallest, uint8, shape of the weight.
-
-        Raises:
-            ValueError: If the file's bytes do not fit the plan.
-        """
-        packed = self.tensors[f"{_layer(spec)}.weight.packed"]
-        steps = unpack(packed.numpy(), spec.bit, math.prod(spec.shape))
-        return torch.from_numpy(steps).view(spec.shape)
-
-    def weight(self, spec: QuantizerSpec) -> Tensor:
-        """A weight as the network uses it, `scale * (integer - zero point)`, float32."""
-        steps, (scale, zero_point) = self.integers(spec), self.grid(spec)
-        offset = spec.integers[0] - along_channels(zero_point, steps, spec.ch_axis)
-        return (steps + offset) * along_channels(scale, steps, spec.ch_axis)
-
-    def grid(self, spec: QuantizerSpec) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of a quantizer, float32 `[C]` each.
-
-        Raises:
-            ValueError: If there are not as many as the plan says.
-        """
-        scale, zero_point = self.tensors[f"{spec.name}.scale"], self.tensors[f"{spec.name}.zero_point"]
-        if not scale.shape == zero_point.shape == (spec.channels,):
-            raise ValueError(f"{spec.name} has {tuple(scale.shape)} scales; expected {spec.channels}")
-        return scale.float(), zero_point.float()
-
-    def with_metrics(self, metrics: Mapping[str, Any]) -> "Checkpoint":
-        """The same with these figures recorded."""
-        return replace(self, metrics=metrics)
-
-    def build(self) -> fx.GraphModule:
-        """The network, on the CPU, in evaluation mode, its quantizers on.
-
-        The weight of a quantized layer is what its integers stand for; switched off, its quantizer gives the
-        same. Rounding it again gives the same integers: `(k*s)/s` is within 2e-5 of k for |k| < 256.
-
-        Raises:
-            CheckpointError: If the contents do not fit each other.
-        """
-        try:
-            weights = [spec for spec in self.plan.quantizers if spec.kind is Kind.WEIGHT]
-            taken = {f"{spec.name}{end}" for spec in self.plan.quantizers for end in (".scale", ".zero_point")}
-            taken |= {f"{_layer(spec)}.weight.packed" for spec in weights}
-            tensors = {name: value for name, value in self.tensors.items() if name not in taken}
-            tensors |= {f"{_layer(spec)}.weight": self.weight(spec) for spec in weights}
-            model = quantize_graph(graph_from_data(self.graph, tensors), self.plan)
-            for quantizer in quantizers(model):
-                _set_grid(quantizer, *self.grid(quantizer.spec))
-        except (GraphDataError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the contents do not fit each other: {_reason(error)}") from error
-        for layer in quantized_modules(model):
-            if isinstance(layer.weight_quantizer, AdaRoundFakeQuantize):
-                layer.weight_quantizer.round_to_nearest(layer.weight)
-        return model
 
 
 def describe(
@@ -143,9 +65,9 @@ def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
         tensors[f"{spec.name}.scale"] = quantizer.scale
         tensors[f"{spec.name}.zero_point"] = _smallest(quantizer.zero_point)
         if spec.kind is Kind.WEIGHT:
-            layer = model.get_submodule(_layer(spec))
+            layer = model.get_submodule(spec.layer)
             assert isinstance(layer, QuantizedModule)
-            tensors[f"{_layer(spec)}.weight.packed"] = torch.from_numpy(pack(_integers(layer), spec.bit))
+            tensors[f"{spec.layer}.weight.packed"] = torch.from_numpy(pack(_integers(layer), spec.bit))
     return tensors
 
 
@@ -156,12 +78,11 @@ def _not_quantized(model: fx.GraphModule, plan: Plan, graph: dict[str, Any]) -> 
         found |= model.get_submodule(path).state_dict(prefix=f"{path}.")
     for spec in plan.quantizers:
         if spec.kind is Kind.WEIGHT:
-            del found[f"{_layer(spec)}.weight"]
+            del found[f"{spec.layer}.weight"]
             for name in model.get_submodule(spec.name).state_dict(prefix=f"{spec.name}."):
                 del found[name]
     for name in constants(graph):
-        holder, _, leaf = name.rpartition(".")
-        found[name] = getattr(model.get_submodule(holder), leaf)
+        found[name] = getattr(*place(model, name))
     return found
 
 
@@ -204,6 +125,8 @@ def save(
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> fx.GraphModule:
     """The network that :func:`save` wrote, its quantizers on. Needs no other file, and executes nothing from it.
+
+    The settings that were recorded with it are in its `meta["config"]`.
 
     Args:
         path: The file.
@@ -253,7 +176,7 @@ def read(path: str | Path) -> Checkpoint:
             metrics=json.loads(metadata["metrics"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
-        raise CheckpointError(f"{path}: its metadata cannot be read: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: its metadata cannot be read: {reason(error)}") from error
 
 
 def _compress(text: str) -> str:
@@ -269,11 +192,6 @@ def _decompress(text: str) -> bytes:
     return data
 
 
-def _layer(spec: QuantizerSpec) -> str:
-    """Path of the layer whose weight a quantizer quantizes."""
-    return spec.name.removesuffix(WEIGHT)
-
-
 def _integers(layer: QuantizedModule) -> NDArray[np.uint8]:
     try:
         steps: NDArray[np.uint8] = layer.integers().numpy(force=True)
@@ -287,14 +205,3 @@ def _smallest(zero_point: Tensor) -> Tensor:
     zero_point = zero_point.detach()
     small = zero_point.to(torch.int16)
     return small if torch.equal(small.to(zero_point.dtype), zero_point) else zero_point
-
-
-@torch.no_grad()
-def _set_grid(quantizer: FakeQuantize, scale: Tensor, zero_point: Tensor) -> None:
-    quantizer.scale.copy_(scale)
-    quantizer.zero_point.copy_(zero_point)
-    quantizer.active = True
-
-
-def _reason(error: Exception) -> str:
-    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qdrop.config import PRESETS, Config
 from qdrop.config_help import Key, expected, nearest, presets_help, settings_help
+from qdrop.errors import QdropError, first_line
 from qdrop.files import write_file
 
 # a.b.c=value; a name with dots in it goes in brackets: quant.overrides[layer1.*].w_bit=4
@@ -39,7 +40,7 @@ Places = dict[Key, str]  # where a key was given: "file:line" or "command line"
 _ADAPTER = TypeAdapter(Config)
 
 
-class ConfigError(ValueError):
+class ConfigError(QdropError, ValueError):
     """Settings that cannot be used; each of `problems` names key and place, and what was expected."""
 
     def __init__(self, *problems: str) -> None:
@@ -189,7 +190,7 @@ def _line(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     """What is wrong, without the position and context that the libraries add."""
-    return getattr(error, "problem", None) or str(error).partition("\n")[0]
+    return getattr(error, "problem", None) or first_line(error)
 
 
 def _parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from qdrop.errors import QdropError
 from qdrop.files import write_file
 
 
-class CheckpointError(ValueError):
+class CheckpointError(QdropError, ValueError):
     """A file that is no complete checkpoint, or a model that cannot be saved as one; names the file."""
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qdrop.checkpoint import Checkpoint, read
-from qdrop.container import CheckpointError
-from qdrop.onnx_file import OnnxFileError, OnnxSummary, summary
+from qdrop.onnx_file import OnnxSummary, summary
 from qdrop.quantization.spec import Kind, QuantizerSpec
+from qdrop.solver.command import exit_status
 
 FLOAT_BYTES = 4
 
@@ -39,10 +39,10 @@ def checkpoint_view(checkpoint: Checkpoint, size: int) -> tuple[Table, Table]:
     weights = [spec for spec in checkpoint.plan.quantizers if spec.kind is Kind.WEIGHT]
     count = sum(math.prod(spec.shape) for spec in weights)
     packed = sum(map(_packed, weights))
-    others = sum(t.nbytes for name, t in checkpoint.tensors.items() if not name.endswith(".weight.packed"))
-    floats = FLOAT_BYTES * (count + sum(t.numel() for t in _unquantized(checkpoint)))
+    others = sum(tensor.nbytes for tensor in checkpoint.tensors.values()) - packed
+    floats = FLOAT_BYTES * (count + sum(tensor.numel() for tensor in checkpoint.unquantized().values()))
     totals = {
-        "quantized weights": f"{count:,} in {packed:,.0f} bytes, {8 * packed / max(1, count):.2f} bits each",
+        "quantized weights": f"{count:,} in {packed:,} bytes, {8 * packed / max(1, count):.2f} bits each",
         "scales, zero points, what is not quantized": f"{others:,} bytes",
         "file": f"{size:,} bytes; in float32 {floats:,}: {floats / size:.1f} times as large",
         "units": str(len(checkpoint.plan.units)),
@@ -67,13 +67,8 @@ def onnx_view(found: OnnxSummary, size: int) -> tuple[Table, Table]:
     return types, _pairs({"opset": str(found.opset), "operators": operators, "file": f"{size:,} bytes"})
 
 
-def _packed(spec: QuantizerSpec) -> float:
+def _packed(spec: QuantizerSpec) -> int:
     return math.ceil(math.prod(spec.shape) * spec.bit / 8)
-
-
-def _unquantized(checkpoint: Checkpoint) -> list[Any]:
-    ends = (".weight.packed", ".scale", ".zero_point")
-    return [t for name, t in checkpoint.tensors.items() if not name.endswith(ends)]
 
 
 def _measured(metrics: Any) -> dict[str, str]:
@@ -94,19 +89,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.inspect
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a packed checkpoint, or an ONNX file")
     path: Path = parser.parse_args(argv).file
-    try:
-        tables = onnx_view(summary(path), path.stat().st_size) if path.suffix == ".onnx" else _checkpoint(path)
-    except (CheckpointError, OnnxFileError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console = Console(width=1000)  # a table takes what its cells need: names are kept whole, also in a file
-    for table in tables:
-        console.print(table)
-    return 0
 
+    def work() -> None:
+        size = path.stat().st_size
+        tables = onnx_view(summary(path), size) if path.suffix == ".onnx" else checkpoint_view(read(path), size)
+        console = Console(width=1000)  # a table takes what its cells need: names are kept whole, also in a file
+        for table in tables:
+            console.print(table)
 
-def _checkpoint(path: Path) -> tuple[Table, Table]:
-    return checkpoint_view(read(path), path.stat().st_size)
+    return exit_status(work)
 
 
 if __name__ == "__main__":

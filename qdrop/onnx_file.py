@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdrop.errors import QdropError
+
 RECORD = "qdrop.config"
 """Key in the file's metadata: the settings of the run, as JSON."""
 
 
-class OnnxFileError(ValueError):
+class OnnxFileError(QdropError, ValueError):
     """An ONNX file that cannot be used; says why."""
 
 

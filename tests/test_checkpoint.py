@@ -191,7 +191,7 @@ def test_outputs_are_the_same_on_a_gpu(tmp_path):
 def test_a_loaded_network_is_a_whole_one(saved):
     model, plan = quantized(network("residual"))
     loaded = load(saved)
-    assert loaded.meta["plan"] == plan
+    assert loaded.meta["plan"] == plan and loaded.meta["config"] == {"seed": 3}
     assert all(quantizer.active for quantizer in quantizers(loaded))
     assert not loaded.training and not any(
         p.requires_grad for layer in quantized_modules(loaded) for p in [layer.weight]
@@ -325,7 +325,9 @@ def test_a_forged_file_calls_only_what_is_listed(saved):
         (lambda n: n.update(op="call_module", target='a"); import os; ("'), "not the path"),
         (lambda n: n.update(op="call_module", target="__class__.forward"), "not the path"),
         (lambda n: n.update(op="get_attr", target="_modules.stem"), "not the path"),
+        (lambda n: n.update(op="call_module", target="\uff54\uff4f_folder"), "not the path"),  # to Python: to_folder
         (lambda n: n.update(name="x = 1; import os"), "not a name"),
+        (lambda n: n.update(name="\uff58"), "not a name"),
         (lambda n: n.update(op="placeholder", target="x, y=print()"), "not a name"),
         (lambda n: n.update(op="run"), "the operation is 'run'"),
         (lambda n: n.update(op="call_function", target="operator.add", kwargs={"a=1, b": 2}), "not a name"),
@@ -341,8 +343,12 @@ def test_a_forged_graph_reaches_nothing(saved, change, match):
 @pytest.mark.parametrize(
     ("part", "change", "match"),
     [
-        ("graph", lambda g: g["layers"]["head"].update(type="Module.__subclasses__"), "not one of torch.nn"),
-        ("graph", lambda g: g["layers"]["head"].update(type="DataParallel"), "not one of torch.nn"),
+        (
+            "graph",
+            lambda g: g["layers"]["head"].update(type="Module.__subclasses__"),
+            "not among those a file may hold",
+        ),
+        ("graph", lambda g: g["layers"]["head"].update(type="DataParallel"), "not among those a file may hold"),
         ("graph", lambda g: g["layers"]["head"]["args"].update(in_features=7), "cannot be rebuilt"),
         ("graph", lambda g: g.pop("nodes"), "nodes"),
         ("plan", lambda p: p["quantizers"][0].update(bit=3), "integers of 3 bits take"),

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 
 from qdrop.checkpoint import read
 from qdrop.cli import COMMANDS, main
+from qdrop.container import read_container
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
@@ -40,6 +42,28 @@ def test_evaluate_measures_what_the_run_measured(folder, file, capsys):
     assert (name, float(top1), data) == (str(folder / file), pytest.approx(recorded, abs=2), "handwritten digits\n")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_checkpoint_is_read_once(command, folder, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr("qdrop.checkpoint.read_container", lambda *args: reads.append(args) or read_container(*args))
+    extra = ["data.val_limit=1"] if command == "evaluate" else ["--out", str(tmp_path / "model.onnx")]
+    assert main([command, str(folder / FILES[0]), *extra]) == 0
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_evaluate_computes_in_the_precision_of_the_run(precision, folder, monkeypatch):
+    seen = []
+
+    def accuracy(*args):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return 50.0
+
+    monkeypatch.setattr("qdrop.solver.evaluate.accuracy", accuracy)
+    assert main(["evaluate", str(folder / FILES[0]), f"quant.recon.precision={precision}"]) == 0
+    assert seen == [(precision == "tf32",) * 2]
+
+
 def test_evaluate_with_other_settings(folder, capsys):
     assert main(["evaluate", str(folder / FILES[0]), "data.val_limit=1", "data.name=one digit"]) == 0
     assert capsys.readouterr().out.endswith(("top-1 100.00 on one digit\n", "top-1 0.00 on one digit\n"))
@@ -65,15 +89,24 @@ def test_inspect_an_onnx_file(folder, capsys):
     assert "UINT2" not in shown and "UINT8" in shown
 
 
-@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
 @pytest.mark.parametrize("name", ["absent.safetensors", "foreign.safetensors", "absent.onnx", "foreign.onnx"])
-def test_files_that_cannot_be_read(command, name, tmp_path, capsys, caplog):
+def test_files_that_cannot_be_read(command, name, tmp_path, caplog):
     pytest.importorskip("onnx")
     if name.startswith("foreign"):
         (tmp_path / name).write_bytes(b"\x08\xff something else")
     assert main([command, str(tmp_path / name)]) == 1
-    said = capsys.readouterr().err + caplog.text
-    assert "error: " in said and name in said and "Traceback" not in said
+    assert "error: " in caplog.text and name in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
+def test_memory_that_runs_out_while_a_file_is_read(command, folder, monkeypatch, caplog):
+    def fails(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("qdrop.checkpoint.read_container", fails)
+    assert main([command, str(folder / FILES[0])]) == 1
+    assert "error: memory ran out" in caplog.text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, fx
 
 import qdrop
-from qdrop.checkpoint import read
-from qdrop.export import Container, ExportError, export_onnx, export_program
+from qdrop.export import Container, export_onnx, export_program
 from qdrop.files import write_file
-
-CHECKPOINT = "quantized.safetensors"
+from qdrop.solver.command import exit_status
+from qdrop.solver.run_folder import MODEL
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -27,7 +26,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help=f"a run folder, or its {CHECKPOINT}")
+    parser.add_argument("run", type=Path, metavar="RUN", help=f"a run folder, or its {MODEL}")
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: %(default)s")
     parser.add_argument(
         "--container",
@@ -43,13 +42,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.export") -> int:
     """Run the command; the exit status is 1 where it fails, with one line that says why."""
     args = parser(prog).parse_args(argv)
-    try:
+
+    def work() -> None:
         path = write(args.run, args.format, Container(args.container), args.out)
-    except (qdrop.CheckpointError, ExportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{path}: {path.stat().st_size:,} bytes")
-    return 0
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+    return exit_status(work)
 
 
 def write(run: Path, kind: str, container: Container, out: Path | None = None) -> Path:
@@ -69,8 +67,7 @@ def write(run: Path, kind: str, container: Container, out: Path | None = None) -
         ExportError: If the network cannot be written.
         OSError: If a file cannot be read or written.
     """
-    checkpoint = run / CHECKPOINT if run.is_dir() else run
-    settings = read(checkpoint).config
+    checkpoint = run / MODEL if run.is_dir() else run
     model = qdrop.load(checkpoint)
     if kind == "torch":
         path = out or checkpoint.with_suffix(".pt2")
@@ -79,7 +76,7 @@ def write(run: Path, kind: str, container: Container, out: Path | None = None) -
         write_file(path, program.getvalue())
         return path
     path = out or checkpoint.with_name(f"{checkpoint.stem}-{container}.onnx")
-    export_onnx(model, example(model), path, container, settings)
+    export_onnx(model, example(model), path, container, model.meta["config"])
     return path
 
 

@@ -1,5 +1,6 @@
 """Writes the nodes of an ONNX graph, one node of the traced graph at a time."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from qdrop.errors import QdropError
 from qdrop.export.containers import Container
 from qdrop.export.facts import Shape
 from qdrop.quantization.ops import where
 
 
-class ExportError(ValueError):
+class ExportError(QdropError, ValueError):
     """A model that cannot be written; names the node, its operation and what is supported."""
 
 
@@ -32,6 +34,13 @@ class OnnxGraph:
     container: Container
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
+    _uses: Counter[str] = field(default_factory=Counter)
+
+    def unique(self, name: str) -> str:
+        """A name that no node has yet: `name`, the next time `name#1`."""
+        uses = self._uses[name]
+        self._uses[name] += 1
+        return f"{name}#{uses}" if uses else name
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,7 @@ class Emitter:
         Returns:
             Name of its first value; the others are numbered from it, see :meth:`part`.
         """
-        name = f"{self.node.name}/{op}"
-        taken = sum(node.name.split("#")[0] == name for node in self.graph.nodes[-16:])
-        name = f"{name}#{taken}" if taken else name
+        name = self.graph.unique(f"{self.node.name}/{op}")
         names = [value.name if isinstance(value, Value) else value for value in inputs]
         made = [self.part(name, i) for i in range(outputs)]
         self.graph.nodes.append(helper.make_node(op, names, made, name=name, **attributes))

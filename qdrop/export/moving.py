@@ -1,4 +1,4 @@
-"""What moves, joins, cuts and resizes values, in ONNX: handlers with the arguments of the PyTorch functions."""
+"""What moves, joins and cuts values, in ONNX: handlers with the arguments of the PyTorch functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,34 +92,6 @@ def _pixel_shuffle(e: Emitter, input: Value, upscale_factor: int) -> str:
     return e.add("DepthToSpace", input, blocksize=upscale_factor, mode="CRD")
 
 
-def _interpolate(
-    e: Emitter,
-    input: Value,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
-) -> str:
-    """Rounding as PyTorch's: nearest takes the pixel before, bilinear compares pixel centres or corners."""
-    modes = {"nearest": "nearest", "bilinear": "linear"}
-    if mode not in modes or antialias:
-        raise e.error(f"has mode={mode}, antialias={antialias}, and only {', '.join(modes)} are supported")
-    centres = "align_corners" if align_corners else "half_pixel"
-    coordinates = "asymmetric" if mode == "nearest" else centres
-    ratios = [out / have for out, have in zip(e.shape[2:], input.shape[2:], strict=True)]
-    return e.add(
-        "Resize",
-        input,
-        "",
-        e.constant([1.0, 1.0, *ratios]),
-        mode=modes[mode],
-        coordinate_transformation_mode=coordinates,
-        nearest_mode="floor",
-    )
-
-
 HANDLERS: dict[str, Handler] = {
     "permute": _permute,
     "transpose": _transpose,
@@ -133,6 +105,5 @@ HANDLERS: dict[str, Handler] = {
     "constant_pad_nd": _constant_pad_nd,
     "channel_shuffle": _channel_shuffle,
     "pixel_shuffle": _pixel_shuffle,
-    "interpolate": _interpolate,
 }
 """By the plain name of the PyTorch function or method; see `qdrop.quantization.ops.operation`."""

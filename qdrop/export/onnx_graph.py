@@ -21,7 +21,7 @@ from qdrop.export.registry import FUNCTIONS, MODULES, NOTHING, RESHAPES, UNARY, 
 from qdrop.files import write_file
 from qdrop.onnx_file import RECORD
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.ops import module_of, operation
+from qdrop.quantization.ops import module_of, operation, place
 
 INPUT = "images"
 OUTPUT = "output"
@@ -120,7 +120,8 @@ def _write(e: Emitter, values: dict[fx.Node, Any], facts: dict[fx.Node, Any]) ->
     """Write one node of the traced graph; the name of its value, or of each of them."""
     node, module = e.node, module_of(e.node)
     if node.op == "get_attr":
-        return e.constant(_attribute(node))
+        assert node.graph.owning_module is not None
+        return e.constant(getattr(*place(node.graph.owning_module, str(node.target))))
     if isinstance(module, FakeQuantize):
         source, bounds = _unclipped(node)
         return quantize(e, module, values[source], bounds) if module.active else values[source].name
@@ -162,13 +163,6 @@ def _module_call(e: Emitter, module: nn.Module) -> tuple[str, tuple[str, ...]]:
         if isinstance(module, kind) and type(module).forward is kind.forward:
             return call
     raise e.error(f"is none of the modules {', '.join(sorted(kind.__name__ for kind in MODULES))}")
-
-
-def _attribute(node: fx.Node) -> Any:
-    holder, _, name = str(node.target).rpartition(".")
-    model = node.graph.owning_module
-    assert model is not None
-    return getattr(model.get_submodule(holder), name)
 
 
 def _unclipped(node: fx.Node) -> tuple[fx.Node, Bounds]:

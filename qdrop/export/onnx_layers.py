@@ -1,7 +1,5 @@
 """Quantizers and weighted layers in ONNX: QuantizeLinear, DequantizeLinear and what stands between them."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from onnx import numpy_helper
@@ -118,22 +116,20 @@ def weight_of(e: Emitter, layer: nn.Module, transposed: bool = False) -> str:
 
 def convolution(e: Emitter, layer: nn.Conv1d | nn.Conv2d, x: Value) -> str:
     """A convolution over one or two axes."""
-    axes = len(layer.kernel_size)
-    pads = list(layer._reversed_padding_repeated_twice)  # innermost axis first: before, after
-    before, after = pads[0::2][::-1], pads[1::2][::-1]
-    read: Any = x
     if layer.padding_mode != "zeros":
         raise e.error(f"has padding_mode={layer.padding_mode}, and only zeros is supported")
+    pads = list(layer._reversed_padding_repeated_twice)  # innermost axis first: before, after
+    before, after = pads[0::2][::-1], pads[1::2][::-1]
     bias = [] if layer.bias is None else [e.constant(layer.bias)]
     return e.add(
         "Conv",
-        read,
+        x,
         weight_of(e, layer),
         *bias,
         kernel_shape=list(layer.kernel_size),
         strides=list(layer.stride),
         pads=before + after,
-        dilations=list(layer.dilation)[:axes],
+        dilations=list(layer.dilation),
         group=layer.groups,
     )
 

@@ -53,8 +53,9 @@ def _gelu(e: Emitter, input: Value, approximate: str = "none") -> str:
 
 
 def _softplus(e: Emitter, input: Value, beta: float = 1.0, threshold: float = 20.0) -> str:
-    if beta != 1:
-        raise e.error(f"has beta={beta}, and only 1 is supported")
+    """PyTorch is linear above the threshold, ONNX nowhere: from 20 on, float32 holds the same values."""
+    if beta != 1 or threshold < 20:
+        raise e.error(f"has beta={beta}, threshold={threshold}; supported are beta=1 and thresholds from 20 on")
     return e.add("Softplus", input)
 
 

@@ -27,16 +27,8 @@ def _max_pool2d(
 ) -> str:
     if return_indices:
         raise e.error("returns indices")
-    kernel = pair(kernel_size)
-    return e.add(
-        "MaxPool",
-        input,
-        kernel_shape=kernel,
-        strides=pair(stride) if stride else kernel,
-        pads=pair(padding) * 2,
-        dilations=pair(dilation),
-        ceil_mode=int(ceil_mode),
-    )
+    windows = _windows(kernel_size, stride, padding, ceil_mode)
+    return e.add("MaxPool", input, **windows, dilations=pair(dilation))
 
 
 def _avg_pool2d(
@@ -51,16 +43,19 @@ def _avg_pool2d(
 ) -> str:
     if divisor_override is not None:
         raise e.error(f"has divisor_override={divisor_override}, and only None is supported")
+    windows = _windows(kernel_size, stride, padding, ceil_mode)
+    return e.add("AveragePool", input, **windows, count_include_pad=int(count_include_pad))
+
+
+def _windows(kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool) -> dict[str, Any]:
+    """Size and places of the windows, as attributes; without a stride they stand side by side."""
     kernel = pair(kernel_size)
-    return e.add(
-        "AveragePool",
-        input,
-        kernel_shape=kernel,
-        strides=pair(stride) if stride else kernel,
-        pads=pair(padding) * 2,
-        ceil_mode=int(ceil_mode),
-        count_include_pad=int(count_include_pad),
-    )
+    return {
+        "kernel_shape": kernel,
+        "strides": pair(stride) if stride else kernel,
+        "pads": pair(padding) * 2,
+        "ceil_mode": int(ceil_mode),
+    }
 
 
 def _adaptive_avg_pool2d(e: Emitter, input: Value, output_size: Any) -> str:

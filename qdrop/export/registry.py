@@ -1,7 +1,7 @@
 """Which ONNX each operation of a network becomes.
 
-A new function gets a handler beside its like in `pointwise`, `pooling` or `moving`, a new module a line in
-`MODULES`. Operations that only give values another shape need no handler, see `RESHAPES`.
+A new function gets a handler beside its like in `pointwise`, `pooling`, `moving` or `resizing`, a new module a
+line in `MODULES`. Operations that only give values another shape need no handler, see `RESHAPES`.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from qdrop.export import moving, pointwise, pooling
+from qdrop.export import moving, pointwise, pooling, resizing
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {**pointwise.HANDLERS, **pooling.HANDLERS, **moving.HANDLERS}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **pointwise.HANDLERS, **pooling.HANDLERS, **moving.HANDLERS, **resizing.HANDLERS,
+}  # fmt: skip
 """By the plain name of the PyTorch function or method (see `qdrop.quantization.ops.operation`)."""
 
 RESHAPES = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
@@ -20,10 +22,11 @@ NOTHING = {"contiguous", "clone", "detach"}
 """Give back what they take."""
 
 UNARY = {
-    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish", "softplus": "Softplus",
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish",
     "softsign": "Softsign", "mish": "Mish", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg",
     "reciprocal": "Reciprocal", "erf": "Erf", "selu": "Selu",
 }  # fmt: skip
+"""Functions without settings: the operator alone. One that has any needs a handler, which checks them."""
 
 MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.ReLU: ("relu", ()),
@@ -54,7 +57,7 @@ MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.Unflatten: ("unflatten", ()),
     nn.ChannelShuffle: ("channel_shuffle", ("groups",)),
     nn.PixelShuffle: ("pixel_shuffle", ("upscale_factor",)),
-    nn.Upsample: ("interpolate", ("size", "scale_factor", "mode", "align_corners")),
+    nn.Upsample: ("interpolate", ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")),
 }
 """Module type -> the function that computes the same, and the attributes that are its arguments."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from qdrop.errors import QdropError
 from qdrop.models.cifar_resnet import cifar_resnet
 from qdrop.models.digits import digits_resnet
 from qdrop.models.mnasnet import mnasnet
@@ -40,7 +41,7 @@ BUILDERS: dict[str, Builder] = {
 """Built-in networks; the first six are those of the paper."""
 
 
-class ModelError(ValueError):
+class ModelError(QdropError, ValueError):
     """A network that does not exist or does not take the arguments given."""
 
 

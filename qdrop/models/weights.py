@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qdrop.errors import QdropError
+
 logger = logging.getLogger(__name__)
 
 # The full-precision checkpoints of the paper: assets of a GitHub release, by model type.
@@ -47,7 +49,7 @@ KEYS_SHOWN = 8  # of a long list in an error
 TORCH_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError)
 
 
-class WeightsError(ValueError):
+class WeightsError(QdropError, ValueError):
     """Weights that cannot be found, downloaded, read, or fitted into the model."""
 
 
@@ -97,22 +99,21 @@ def hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def download(url: str, target: Path, hash_prefix: str | None = None) -> WeightsInfo:
+def download(url: str, target: Path) -> WeightsInfo:
     """Download `url` to `target`, unless that file exists; it appears under its name only once complete.
 
     Args:
         url: address of the checkpoint.
         target: the file to write.
-        hash_prefix: first digits of the expected sha256, or None not to check.
 
     Raises:
-        WeightsError: there is no network, no such address, no room, or the checksum differs.
+        WeightsError: there is no network, no such address, or no room.
     """
     if not target.is_file():
         logger.info("downloading %s to %s", url, target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(target), hash_prefix=hash_prefix, progress=True)
+            torch.hub.download_url_to_file(url, str(target), progress=True)
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"{target.name} could not be downloaded from {url} ({error}); "

@@ -3,10 +3,14 @@
 Every quantizer of the package goes through :func:`fake_quantize`; nothing here keeps state.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from qdrop.quantization.blocks import in_blocks
+from qdrop.quantization.layout import in_memory_order
 
 MIN_SCALE = 1e-8
 """Scales are kept at or above this, so that an all-zero tensor divides by something."""
@@ -75,28 +79,32 @@ class _FakeQuantize(torch.autograd.Function):
     published method. Where `keep` is 0 the input passes untouched, and with it its
     gradient.
 
-    Written as one function, in place where it can be: autograd would keep some ten tensors of the input's
-    size where two are enough, the derivatives for `x` and for `s`.
+    Written as one function: autograd would keep some ten tensors of the input's size where two are enough, the
+    derivatives for `x` and for `s`.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Tensor | None
     ) -> Tensor:
-        steps = x / scale
-        rounded = torch.round(steps).add_(zero_point)
-        if not any(ctx.needs_input_grad):
-            out = rounded.clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
-            return out if keep is None else torch.lerp(x, out, keep)
-        level = rounded.clamp(qmin, qmax)
-        slope_x = rounded.eq_(level.clamp(qmin + 1, qmax - 1))  # 1 inside the range, 0 at and beyond its ends
-        level.sub_(zero_point)
-        slope_scale = torch.sub(level, steps.mul_(slope_x), out=steps)
-        out = level.mul_(scale)
-        if keep is not None:
-            out = torch.lerp(x, out, keep)  # exact at 0 and at 1, and far faster than `where` on a CPU
-            slope_scale.mul_(keep)
-            slope_x.sub_(1).mul_(keep).add_(1)
+        step, zero = _scalar(scale), _scalar(zero_point)
+
+        def work(x: Tensor, *others: Tensor) -> None:
+            *mask, out, slope_x, slope_scale = others
+            steps = x / step
+            rounded = steps.round().add_(zero)
+            level = rounded.clamp(qmin, qmax)
+            slope_x.copy_(rounded.eq_(level.clamp(qmin + 1, qmax - 1)))  # 1 inside the range, 0 at and beyond its ends
+            level.sub_(zero)
+            torch.addcmul(level, steps, slope_x, value=-1, out=slope_scale)
+            torch.mul(level, step, out=out)
+            for keep in mask:
+                # A mix is exact where `keep` is 0 and where it is 1, and far faster than `where` on a CPU.
+                torch.lerp(x, out, keep, out=out)
+                slope_scale.mul_(keep)
+                slope_x.sub_(1).mul_(keep).add_(1)
+
+        out, slope_x, slope_scale = _results(work, scale, 3, *((x,) if keep is None else (x, keep)))
         ctx.save_for_backward(slope_x, slope_scale, scale)
         return out
 
@@ -113,10 +121,11 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """`a * b` summed to the shape of `like`; one pass where that is a single number."""
-    if like.numel() == 1:
-        return torch.dot(a.reshape(-1), b.reshape(-1)).view_as(like)
-    return (a * b).sum_to_size(like.shape)
+    """`a * b` summed to the shape of `like`."""
+    if like.numel() > 1:
+        return (a * b).sum_to_size(like.shape)
+    # The products' sum in one pass, without keeping them.
+    return torch.dot(in_memory_order(a, a).reshape(-1), in_memory_order(b, a).reshape(-1)).view_as(like)
 
 
 def fake_quantize(
@@ -138,5 +147,29 @@ def fake_quantize(
     Returns:
         The rounded values, shape of `x`, in the type of `scale`: float32 also behind a layer in bfloat16.
     """
-    out: Tensor = _FakeQuantize.apply(x.to(scale.dtype), scale, zero_point, qmin, qmax, keep)
-    return out
+    x = x.to(scale.dtype)
+    if torch.is_grad_enabled():
+        differentiable: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)
+        return differentiable
+
+    step, zero = _scalar(scale), _scalar(zero_point)
+
+    def work(x: Tensor, out: Tensor) -> None:
+        torch.div(x, step, out=out).round_().add_(zero).clamp_(qmin, qmax).sub_(zero).mul_(step)
+
+    (rounded,) = _results(work, scale, 1, x)
+    return rounded if keep is None else torch.lerp(x, rounded, keep)
+
+
+def _scalar(value: Tensor) -> Tensor:
+    """A single value without axes, which broadcasts to any shape, a block of a tensor too; others as they are."""
+    return value.reshape(()) if value.numel() == 1 else value
+
+
+def _results(function: Callable[..., None], scale: Tensor, count: int, *tensors: Tensor) -> list[Tensor]:
+    """Results of a function that is element-wise, or would be if `scale` did not differ from channel to channel."""
+    if scale.numel() == 1:
+        return in_blocks(function, count, *tensors)
+    results = [torch.empty_like(tensors[0]) for _ in range(count)]
+    function(*tensors, *results)
+    return results

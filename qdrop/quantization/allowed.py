@@ -1,4 +1,4 @@
-"""What a network read from a file may call: functions of torch and Python that only compute, listed one by one.
+"""What a network read from a file may hold and call: layers and functions that only compute, listed one by one.
 
 Anything else in a file is refused. None of these reads or writes files, imports or evaluates anything; attributes of
 values are limited as well, so that a file cannot reach from a tensor to the rest of Python.
@@ -56,6 +56,22 @@ _OPERATOR = """
     add sub mul truediv floordiv mod neg pos abs pow matmul getitem eq ne lt le gt ge and_ or_ xor invert not_
 """
 
+_LAYERS = """
+    Linear Bilinear Identity Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
+    ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU GLU SiLU Mish Sigmoid LogSigmoid Tanh Hardtanh Hardswish
+    Hardsigmoid Hardshrink Softshrink Tanhshrink Softplus Softsign Threshold Softmax Softmax2d LogSoftmax Softmin
+    BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d LayerNorm GroupNorm RMSNorm
+    LocalResponseNorm Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout
+    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d AdaptiveAvgPool1d
+    AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
+    Flatten Unflatten Fold Unfold PixelShuffle PixelUnshuffle ChannelShuffle Upsample UpsamplingNearest2d
+    UpsamplingBilinear2d ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d ReflectionPad1d
+    ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d
+    CircularPad3d
+"""
+LAYERS = frozenset(_LAYERS.split())
+"""Classes of `torch.nn`, by name."""
+
 
 @cache
 def _functions() -> dict[str, Callable[..., Any]]:
@@ -99,25 +115,26 @@ def name_of_function(function: Callable[..., Any]) -> str:
 
 
 def layer_named(name: str) -> type[nn.Module]:
-    """The class of `torch.nn.modules` with that name.
+    """The class of `torch.nn` with that name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it is not one that a file may hold.
     """
-    cls = getattr(nn, name, None)
-    if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__.startswith("torch.nn.modules."):
-        return cls
-    raise ValueError(f"it has a layer of type '{name}', which is not one of torch.nn")
+    if name not in LAYERS:
+        raise ValueError(f"it has a layer of type '{name}', which is not among those a file may hold")
+    cls: type[nn.Module] = getattr(nn, name)
+    return cls
 
 
 def name_of_layer(module: nn.Module) -> str:
     """The name by which :func:`layer_named` finds the class of `module`, that of a quantized layer's float class.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it is not one that a file may hold.
     """
     floats: dict[type[nn.Module], type[nn.Module]] = {quantized: layer for layer, quantized in QUANTIZED.items()}
     cls = floats.get(type(module), type(module))
-    if getattr(nn, cls.__name__, None) is not cls:
-        raise ValueError(f"it has a layer of type '{cls.__module__}.{cls.__name__}', which is not one of torch.nn")
+    if cls.__name__ not in LAYERS or getattr(nn, cls.__name__) is not cls:
+        name = f"{cls.__module__}.{cls.__name__}"
+        raise ValueError(f"it has a layer of type '{name}', which is not among those a file may hold")
     return cls.__name__

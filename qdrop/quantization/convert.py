@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from qdrop.quantization.fake_quant import build_quantizer
 from qdrop.quantization.ops import activations, module_of, operation
 from qdrop.quantization.plan import Plan
-from qdrop.quantization.quantized_module import QUANTIZED, float_type
+from qdrop.quantization.quantized_module import QUANTIZED, QConv2d, float_type
 from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.quantization.units import UnitSpec, boundary
 
@@ -52,6 +53,17 @@ def quantize_graph(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     graph.graph.lint()
     graph.recompile()
     graph.meta["plan"] = plan
+    return channels_last(graph)
+
+
+def channels_last(graph: fx.GraphModule) -> fx.GraphModule:
+    """Lay the weights of convolutions out in memory as `[O, kH, kW, I]`, in place; activations follow them.
+
+    That is the layout that convolutions are fastest in, on a CPU by up to two times.
+    """
+    for layer in graph.modules():
+        if isinstance(layer, QConv2d):
+            layer.to(memory_format=torch.channels_last)
     return graph
 
 

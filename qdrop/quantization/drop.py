@@ -1,24 +1,46 @@
 """QDrop's random drop: which values of an activation stay in full precision in this iteration."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from qdrop.quantization.blocks import in_blocks
 
 _BITS = 24
 """Random bits per decision: what a float32 holds exactly."""
 
 
 def draw_seeds(count: int, generator: torch.Generator) -> Tensor:
-    """Seeds `[count, 2]` for as many masks, int32, on the generator's device."""
+    """Seeds `[count, 2]` for as many masks, int32, on the generator's device; the first of each is odd."""
     low, high = -(2**31), 2**31
-    return torch.randint(low, high, (count, 2), generator=generator, dtype=torch.int32, device=generator.device)
+    seeds = torch.randint(low, high, (count, 2), generator=generator, dtype=torch.int32, device=generator.device)
+    seeds[:, 0].bitwise_or_(1)
+    return seeds
 
 
 def stream(generator: torch.Generator) -> Iterator[Tensor]:
     """Seeds `[2]` without end, for a :class:`Drop` that draws as it goes."""
     while True:
         yield draw_seeds(1, generator)[0]
+
+
+def scrambled_positions(shape: torch.Size, strides: tuple[int, ...], device: torch.device) -> Tensor:
+    """A number for each element that looks random and depends on its position alone (a hash of it).
+
+    Args:
+        shape: `[...]`; positions count as in a contiguous tensor, however the result lies in memory.
+        strides: How it lies there.
+        device: Where.
+
+    Returns:
+        int32, `[...]`.
+    """
+    value = torch.arange(shape.numel(), dtype=torch.int32, device=device).mul_(0x2C1B3C6D)
+    value.bitwise_xor_(value >> 15).mul_(0x297A2D39)
+    value.bitwise_xor_(value >> 13).mul_(0x7FEB352D)
+    value.bitwise_xor_(value >> 16)
+    return torch.empty_strided(shape, strides, dtype=torch.int32, device=device).copy_(value.view(shape))
 
 
 class Drop:
@@ -29,26 +51,35 @@ class Drop:
             0.0 always does.
         seeds: A seed `[2]` (int32, on the device of the tensors) for each mask, in the order they are asked
             for; masks of one seed and shape are the same, on any device and compiled or not.
+        positions: :func:`scrambled_positions`, or the same with a memory.
     """
 
-    def __init__(self, prob: float, seeds: Iterator[Tensor]) -> None:
+    def __init__(
+        self,
+        prob: float,
+        seeds: Iterator[Tensor],
+        positions: Callable[[torch.Size, tuple[int, ...], torch.device], Tensor] = scrambled_positions,
+    ) -> None:
         self.prob = prob
         self.seeds = seeds
+        self.positions = positions
 
     def mask(self, like: Tensor) -> Tensor:
         """A mask of 0 and 1, shape and device of `like`, float32; the chance of 1 is `prob`, to 2^-24.
 
-        The position of each element is hashed with the seed: drawing from a generator costs more than a small
-        convolution, and could not be fused with what uses it. No booleans: on a CPU they are slow to store.
+        Multiply-shift hashing (Dietzfelbinger et al., 1997) of each element's number with the seed: drawing from a
+        generator costs more than a small convolution, and could not be fused with what uses it. The result of the
+        comparison is float32 from the start: booleans are slow to store on a CPU.
         """
-        seed = next(self.seeds)
-        value = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
-        value.add_(seed[0]).mul_(0x2C1B3C6D)
-        value.bitwise_xor_(value >> 15).add_(seed[1]).mul_(0x297A2D39)
-        value.bitwise_xor_(value >> 13).mul_(0x7FEB352D)
-        drawn = (value >> (32 - _BITS)).to(torch.float32)  # integers from -2^23 to 2^23 - 1
+        factor, offset = next(self.seeds).unbind()
         threshold = round(self.prob * 2**_BITS) - 2 ** (_BITS - 1)
-        return drawn.neg_().add_(threshold).clamp_(0, 1).view(like.shape)
+
+        def choose(number: Tensor, chosen: Tensor) -> None:
+            drawn = (number * factor).add_(offset).bitwise_right_shift_(32 - _BITS)  # -2^23 to 2^23 - 1
+            chosen.copy_(drawn).lt_(threshold)
+
+        (mask,) = in_blocks(choose, 1, self.positions(like.shape, like.stride(), like.device))
+        return mask
 
     def mix(self, quantized: Tensor, full: Tensor) -> Tensor:
         """Each element of `quantized` with probability `prob`, else of `full` (same shape)."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from qdrop.errors import QdropError
 from qdrop.quantization.allowed import (
     ATTRIBUTES,
     METHODS,
@@ -33,7 +34,7 @@ from qdrop.quantization.names import identifier, module_path
 from qdrop.quantization.ops import module_of
 
 
-class GraphDataError(ValueError):
+class GraphDataError(QdropError, ValueError):
     """A graph that cannot be written as plain data, or data that is no such graph; says what is in the way."""
 
 

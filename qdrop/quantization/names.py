@@ -1,4 +1,7 @@
-"""Names from a file that torch.fx writes into the source of a network: what else they held would be executed."""
+"""Names from a file that torch.fx writes into the source of a network: what else they held would be executed.
+
+They are ASCII: of other letters Python takes the compatibility form, by which U+FF54 (a wide t) is a t.
+"""
 
 import keyword
 import re
@@ -6,17 +9,17 @@ from typing import Any
 
 from torch import fx, nn
 
-_PATH = re.compile(r"[\w+/@ -]+(\.[\w+/@ -]+)*")
+_PATH = re.compile(r"[\w+/@ -]+(\.[\w+/@ -]+)*", re.ASCII)
 _RESERVED = frozenset([*dir(nn.Module()), *dir(fx.GraphModule), "graph", "meta"])
 
 
 def identifier(name: Any) -> str:
-    """`name`, if it can be the name of a node or of an argument.
+    """`name`, if it can be the name of a node or of an argument, in ASCII.
 
     Raises:
         ValueError: If it cannot.
     """
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+    if not isinstance(name, str) or not name.isascii() or not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"{name!r} is not a name")
     return name
 

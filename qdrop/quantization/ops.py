@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qdrop.errors import QdropError
 from qdrop.quantization.quantized_module import QUANTIZED, float_type
 
 
-class GraphError(ValueError):
+class GraphError(QdropError, ValueError):
     """A model that cannot be traced, folded or planned; names the module and the reason."""
 
 
@@ -204,3 +205,9 @@ def owner(node: fx.Node) -> str:
     if node.op == "call_module" and stack and stack[-1] == node.target:
         stack.pop()
     return stack[-1] if stack else ""
+
+
+def place(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds what lies at a dotted path, and its name in there: `getattr(*place(model, path))`."""
+    holder, _, name = path.rpartition(".")
+    return model.get_submodule(holder), name

@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from qdrop.config import QConfig, QuantConfig
+from qdrop.errors import QdropError
 from qdrop.quantization.graph import GraphError, check_supported
 from qdrop.quantization.ops import Role, module_of
 from qdrop.quantization.sites import Site, Wiring
@@ -21,7 +22,7 @@ from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.quantization.units import UnitSpec, find_units
 
 
-class PlanError(ValueError):
+class PlanError(QdropError, ValueError):
     """A quantization configuration that does not fit the network."""
 
 

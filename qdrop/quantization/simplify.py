@@ -16,6 +16,7 @@ from qdrop.quantization.ops import (
     module_of,
     operation,
     out_of_place,
+    place,
     where,
 )
 from qdrop.quantization.quantized_module import float_type
@@ -72,10 +73,9 @@ def _own_leaves(traced: fx.GraphModule) -> None:
     for node in traced.graph.find_nodes(op="call_module"):
         traced.set_submodule(str(node.target), _twin(traced.get_submodule(str(node.target))))
     for node in traced.graph.find_nodes(op="get_attr"):  # after their holders, some of which are such modules
-        holder, _, name = str(node.target).rpartition(".")
         value = _constant(node)
         if isinstance(value, nn.Parameter):
-            setattr(traced.get_submodule(holder), name, nn.Parameter(value.detach(), requires_grad=False))
+            setattr(*place(traced, str(node.target)), nn.Parameter(value.detach(), requires_grad=False))
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -200,8 +200,7 @@ def _batch_norm(node: fx.Node) -> list[Any] | None:
 def _constant(value: Any) -> Any:
     """The value of an argument: what a `get_attr` node holds, or the value itself."""
     if isinstance(value, fx.Node) and value.graph.owning_module is not None:
-        holder, _, name = str(value.target).rpartition(".")
-        return getattr(value.graph.owning_module.get_submodule(holder), name)
+        return getattr(*place(value.graph.owning_module, str(value.target)))
     return value
 
 

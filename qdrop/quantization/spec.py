@@ -51,6 +51,11 @@ class QuantizerSpec:
         batch_axes = 0 if self.kind is Kind.WEIGHT else 1
         return self.shape[self.ch_axis - batch_axes]
 
+    @property
+    def layer(self) -> str:
+        """Path of the module that holds the quantizer: of a weight's, the layer; "" for the model itself."""
+        return self.name.rpartition(".")[0]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML; :meth:`from_dict` reads it back."""
         return asdict(self) | {"kind": str(self.kind), "shape": list(self.shape)}

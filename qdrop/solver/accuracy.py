@@ -4,13 +4,16 @@ check_network(model, images, num_classes(config.data))
 print(accuracy(model, loader, device="cpu"))  # percent
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from qdrop.errors import QdropError, first_line
 from qdrop.solver.datasets import DataError
+
+
+class NotFiniteError(QdropError, FloatingPointError):
+    """A network whose outputs are infinite or not a number."""
 
 
 @torch.no_grad()
@@ -29,8 +32,7 @@ def check_network(model: nn.Module, images: Tensor, classes: int) -> None:
         logits = model(images)
     except Exception as error:  # a foreign network may raise anything
         shape = "x".join(map(str, images.shape[1:]))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the network cannot run on the images of the data, {shape}: {reason}") from error
+        raise DataError(f"the network cannot run on the images of the data, {shape}: {first_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise DataError(f"the network's output is no tensor of logits [N, classes], but {_kind(logits)}")
     if classes != logits.shape[1]:
@@ -45,22 +47,16 @@ def _kind(value: object) -> str:
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def accuracy(
-    model: nn.Module,
-    loader: DataLoader,
-    device: torch.device | str,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> float:
+def accuracy(model: nn.Module, loader: DataLoader, device: torch.device | str) -> float:
     """Top-1 accuracy in percent. The model runs in eval mode without gradients; its mode is restored.
 
     Args:
         model: images [N, C, H, W] to logits [N, classes]; already on `device`.
         loader: batches of (images, labels).
         device: where to put the images.
-        on_batch: called after each batch with (batches done, batches in all).
 
     Raises:
-        FloatingPointError: a logit is infinite or not a number.
+        NotFiniteError: a logit is infinite or not a number.
         DataError: the loader gave no image.
     """
     correct, seen = 0, 0
@@ -71,13 +67,11 @@ def accuracy(
             for done, (images, labels) in enumerate(loader, start=1):
                 logits = model(images.to(device, non_blocking=True))  # [N, classes]
                 if not logits.isfinite().all():
-                    raise FloatingPointError(
+                    raise NotFiniteError(
                         f"the network's output has infinite or NaN values in batch {done} of {len(loader)}"
                     )
                 correct += int((logits.argmax(1) == labels.to(device)).sum())
                 seen += len(labels)
-                if on_batch is not None:
-                    on_batch(done, len(loader))
     finally:
         for module, flag in training.items():
             module.training = flag

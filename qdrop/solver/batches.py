@@ -102,9 +102,7 @@ class Batches:
         """Rows in their own type on the device: transferred as they are stored, converted there."""
         if value.device.type == self._device.type:
             return value[rows]
-        shape = (len(rows), *value.shape[1:])
-        pinned = torch.empty(shape, dtype=value.stored_dtype, pin_memory=True)
-        return value.read(rows, out=pinned).to(self._device, non_blocking=True).to(value.dtype)
+        return value.read(rows, pin=True).to(self._device, non_blocking=True).to(value.dtype)
 
 
 def _stored(value: Value) -> Stored:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from qdrop.quantization.convert import Segment, reads
+from qdrop.quantization.layout import memory_format
 from qdrop.solver.storage import Storage, Stored
 
 Value = Tensor | Stored
@@ -81,11 +83,8 @@ def run_all(
         out = module(*batch)
         outs = out if isinstance(out, tuple) else (out,)
         if not results:  # allocated once: collecting parts and joining them would need the memory twice
-            shapes = [(count, *o.shape[1:]) for o in outs]
-            results = [
-                torch.empty(shape, dtype=o.dtype, device=home) if storage is None else storage.new(shape, o.dtype)
-                for shape, o in zip(shapes, outs, strict=True)
-            ]
+            new = partial(torch.empty, device=home) if storage is None else storage.new
+            results = [new((count, *o.shape[1:]), dtype=o.dtype, memory_format=memory_format(o)) for o in outs]
         for result, o in zip(results, outs, strict=True):
             result[start : start + len(o)] = o
     return tuple(results)

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from qdrop.errors import QdropError
 from qdrop.quantization.state import calibrating
+
+
+class CalibrationError(QdropError, ValueError):
+    """Images that no ranges can be found on, or a network that gives nothing finite for them."""
 
 
 def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> None:
@@ -17,11 +22,13 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.d
         device: Where the model is.
 
     Raises:
-        ValueError: If there is no image, or a value in the network is not finite.
+        CalibrationError: If there is no image, or a value in the network is not finite.
     """
     if len(images) == 0:
-        raise ValueError("there are no calibration images; at least 1 is needed")
+        raise CalibrationError("there are no calibration images; at least 1 is needed")
     with calibrating(model):
         for batch in images.split(batch_size):
             if not model(batch.to(device)).isfinite().all():
-                raise ValueError("the full-precision network gives values that are not finite on calibration images")
+                raise CalibrationError(
+                    "the full-precision network gives values that are not finite on calibration images"
+                )

@@ -23,13 +23,14 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from qdrop.config import DataConfig
+from qdrop.errors import QdropError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 CIFAR_SIDE = 32
 CIFAR_BATCHES = "cifar-10-batches-py"
 
 
-class DataError(ValueError):
+class DataError(QdropError, ValueError):
     """The data is missing, laid out otherwise, or does not fit the network. The message says what to do."""
 
 

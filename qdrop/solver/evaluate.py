@@ -20,6 +20,7 @@ from qdrop.onnx_file import OnnxFileError, settings
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import accuracy, check_network, num_classes, validation_loader
 from qdrop.solver.main_imagenet import pick_device
+from qdrop.solver.precision import tf32
 
 
 class OnnxNetwork(nn.Module):
@@ -64,21 +65,25 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         overrides: Settings that replace those recorded in the file: `data.path=...`.
 
     Raises:
-        Exception: One of `command.USER_ERRORS`, naming what to change.
+        QdropError: Names what to change.
+        OSError: If a file cannot be read.
     """
     if path.suffix == ".onnx":
         config = config_from_dict(settings(path), overrides)
         device = torch.device("cpu")
         model: nn.Module = OnnxNetwork(path, config.process.threads)
     else:
-        config = config_from_dict(dict(checkpoint.read(path).config), overrides)
+        network = checkpoint.load(path)
+        config = config_from_dict(network.meta["config"], overrides)
         device = pick_device(config)
-        model = checkpoint.load(path, device)
+        model = network.to(device)
     loader = validation_loader(config.data)
     for images, _ in loader:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
-    return accuracy(model, loader, device), config
+    recon = config.quant.recon
+    with tf32(recon is not None and recon.precision == "tf32"):  # as the run that measured the recorded top-1
+        return accuracy(model, loader, device), config
 
 
 def parser(prog: str) -> argparse.ArgumentParser:

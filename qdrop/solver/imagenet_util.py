@@ -30,7 +30,7 @@ from qdrop.solver.datasets import (
 )
 
 # accuracy and check_network are in accuracy.py now; evaluate.py still takes them from here.
-__all__ = ["DataError", "accuracy", "calibration_images", "check_network", "num_classes", "validation_loader"]
+__all__ = ["accuracy", "calibration_images", "check_network", "num_classes", "validation_loader"]
 
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)

@@ -46,7 +46,8 @@ def run(config: Config, out: Path) -> Result:
         The result, as written to `result.json`.
 
     Raises:
-        Exception: One of `command.USER_ERRORS`, naming what to change.
+        QdropError: Names what to change.
+        OSError: If a file cannot be read or written.
     """
     recon = config.quant.recon
     with locked(out):

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from qdrop.config import Config
 from qdrop.config_io import config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
+from qdrop.errors import QdropError
 from qdrop.files import write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
@@ -41,7 +42,7 @@ HOW = ("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile"
 log = logging.getLogger("qdrop")
 
 
-class ResumeError(ValueError):
+class ResumeError(QdropError, ValueError):
     """Finished units are there, but of another run; names what differs and what to do."""
 
 

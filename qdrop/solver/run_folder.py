@@ -19,7 +19,7 @@ import torch
 
 from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
-from qdrop.config import Config
+from qdrop.config import Config, ProcessConfig
 from qdrop.config_io import config_to_dict, load_config, save_config
 from qdrop.files import write_file
 from qdrop.models import WeightsInfo
@@ -102,12 +102,14 @@ class RunFolder:
 
 
 def portable(config: Config) -> dict[str, Any]:
-    """Settings as plain data, of files and folders only the last name: for a file that is passed on."""
-    data = config_to_dict(config)
+    """Settings as plain data, for a file that is passed on to another machine.
+
+    Of files and folders only the last name stays, of the process only the seed: that machine may have no such GPU.
+    """
+    data = config_to_dict(replace(config, process=ProcessConfig(seed=config.process.seed)))
     for section, key in PLACES:
         place = data[section][key]
         data[section][key] = place and Path(place).name
-    data["process"]["out"] = None
     return data
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,8 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qdrop.config import ReconConfig
-from qdrop.quantization.drop import Drop
+from qdrop.errors import first_line
+from qdrop.quantization.drop import Drop, scrambled_positions
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import adarounds, quantizers
 from qdrop.solver.loss import reconstruction_loss, rounding_loss
@@ -77,7 +79,7 @@ class UnitLoss(nn.Module):
         super().__init__()
         self.unit = unit
         self.drop = Drop(config.drop_prob, iter(()))
-        self.input_prob = config.drop_prob if config.input_prob is None else config.input_prob
+        self.input_drop = Drop(config.drop_prob if config.input_prob is None else config.input_prob, iter(()))
         self.reduced = config.precision == "bfloat16"
         self.roundings = tuple(adarounds(unit))
 
@@ -91,8 +93,8 @@ class UnitLoss(nn.Module):
         self, full: Tensor, quantized: Tensor, target: Tensor, seeds: Tensor, weight: Tensor, beta: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Reconstruction and rounding loss, scalars; for the arguments see :class:`Inputs`."""
-        self.drop.seeds = iter(seeds.unbind())
-        given = Drop(self.input_prob, self.drop.seeds).mix(quantized, full)
+        self.drop.seeds = self.input_drop.seeds = iter(seeds.unbind())
+        given = self.input_drop.mix(quantized, full)
         with torch.autocast(full.device.type, torch.bfloat16, enabled=self.reduced, cache_enabled=False):
             out = self.unit(given)  # [B, C', ...]
         return reconstruction_loss(out.float(), target), rounding_loss(self.roundings, weight, beta)
@@ -101,6 +103,8 @@ class UnitLoss(nn.Module):
 def eager(loss: UnitLoss) -> Gradients:
     """The iteration as it is."""
     learned = tuple(loss.learned().values())
+    # The same in every iteration; compiled code has them sooner than memory would.
+    loss.drop.positions = loss.input_drop.positions = cache(scrambled_positions)
 
     def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
         error, penalty = loss(*inputs.tensors())
@@ -172,8 +176,7 @@ class Compiler:
             raise
         except Exception as error:  # whatever is wrong with a compiler: it is not needed
             self.mode = "off"
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            log.warning("going on without compilation, which failed here: %s", reason[0])
+            log.warning("going on without compilation, which failed here: %s", first_line(error))
             return eager(loss)
 
     def _compile(self, loss: UnitLoss, example: Inputs) -> Gradients:

@@ -17,6 +17,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from qdrop.config import ReconConfig
+from qdrop.errors import QdropError
 from qdrop.quantization.drop import draw_seeds
 from qdrop.quantization.state import dropping, learning_rounding, quantized_modules, quantizers, quantizing
 from qdrop.solver.batches import Batch, Batches
@@ -28,7 +29,7 @@ CHECK_EVERY = 100
 """Iterations between two readings of the loss: each waits for the device."""
 
 
-class ReconstructionError(RuntimeError):
+class ReconstructionError(QdropError, RuntimeError):
     """A reconstruction that cannot go on; names the unit and what to change."""
 
 

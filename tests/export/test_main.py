@@ -33,9 +33,9 @@ def test_a_file_becomes_a_program(folder):
 
 
 @pytest.mark.parametrize("content, reason", [(None, "quantized.safetensors"), (b"nonsense", "error: ")])
-def test_what_is_wrong_takes_one_line(tmp_path, capsys, content, reason):
+def test_what_is_wrong_takes_one_line(tmp_path, caplog, content, reason):
     if content is not None:
         (tmp_path / "quantized.safetensors").write_bytes(content)
     assert main([str(tmp_path)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and reason in line
+    (record,) = caplog.records
+    assert record.message.startswith("error: ") and reason in record.message

@@ -7,7 +7,9 @@ from networks import NETWORKS, bits, images, network, quantized
 from onnx_runs import exported
 from torch import nn
 
-from qdrop.export import ExportError, export_onnx
+from qdrop.export import Container, ExportError, export_onnx
+from qdrop.export.emitter import Emitter, OnnxGraph
+from qdrop.export.registry import FUNCTIONS, NOTHING, RESHAPES, UNARY
 from qdrop.models import build_model
 from qdrop.quantization.graph import trace
 from qdrop.quantization.state import quantizing
@@ -72,6 +74,43 @@ def test_function(name, tmp_path):
     assert torch.allclose(exported(model, images(4), tmp_path, "int8"), model(images(4)), atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale_factor": 1.7}, {"scale_factor": 0.6}, {"scale_factor": (1.7, 2)}, {"size": (5, 9)}, {"size": 16},
+        {"scale_factor": 1.7, "recompute_scale_factor": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_resizing(mode, settings, tmp_path):
+    """Not only the sizes: PyTorch places the pixels by the factor, where it was given one."""
+    model = trace(nn.Sequential(nn.Upsample(mode=mode, **settings)), images(4))
+    assert torch.allclose(exported(model, images(4), tmp_path, "int8"), model(images(4)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mode, side, settings",
+    [
+        ("nearest", 14, {"size": 4}),  # 2 * (14 / 4) is 7, and 2 / (4 / 14) in float32 below it
+        ("nearest", 18, {"scale_factor": 0.6}),
+        ("nearest", 5, {"scale_factor": 2.1}),  # PyTorch doubles where the size does, whatever the factor
+        ("bilinear", 30, {"scale_factor": 2.1}),  # 63 pixels, and 62 in float32
+    ],
+    ids=str,
+)
+def test_resizing_does_not_depend_on_how_a_factor_is_rounded(mode, side, settings, tmp_path):
+    x = torch.randn(2, 1, side, side)
+    model = trace(Apply(lambda x: F.interpolate(x, mode=mode, **settings)), x)
+    assert torch.allclose(exported(model, x, tmp_path, "native"), model(x), atol=1e-4)
+
+
+def test_whole_factors_stay_one_operator(tmp_path):
+    model = trace(Apply(OPERATIONS["nearest"]), images(4))
+    proto = export_onnx(model, images(4), tmp_path / "model.onnx")
+    assert [node.op_type for node in proto.graph.node] == ["Resize", "Identity"]
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
 def test_module(module, tmp_path):
     model = trace(nn.Sequential(module), images(4))
@@ -118,6 +157,9 @@ def test_common_networks(kind, size, tmp_path):
         (lambda x: F.interpolate(x, size=(4, 4), mode="bicubic"), r"mode=bicubic"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), r"rounding_mode=floor"),
         (lambda x: x.chunk(2, 0)[0], r"splits the batch"),
+        (lambda x: F.interpolate(x, size=(x.size(0), 4)), r"interpolate.*depends on the batch"),
+        (lambda x: F.softplus(x, beta=2), r"softplus.*beta=2"),
+        (lambda x: F.softplus(x, threshold=1), r"softplus.*threshold=1"),
     ],
 )
 def test_what_cannot_be_written_is_named(function, reason, tmp_path):
@@ -125,6 +167,29 @@ def test_what_cannot_be_written_is_named(function, reason, tmp_path):
     with pytest.raises(ExportError, match=reason):
         export_onnx(graph, images(4), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_module_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(ExportError, match=r"'0' \(Softplus\) has beta=2"):
+        export_onnx(trace(nn.Sequential(nn.Softplus(beta=2)), images(4)), images(4), tmp_path / "model.onnx")
+
+
+def test_every_function_is_written_in_one_way():
+    tables = [set(FUNCTIONS), set(UNARY), RESHAPES, NOTHING]
+    assert sum(map(len, tables)) == len(set.union(*tables))
+
+
+def test_a_padding_mode_that_cannot_be_written_is_named(tmp_path):
+    layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    with pytest.raises(ExportError, match=r"'0' \(Conv2d\) has padding_mode=circular"):
+        export_onnx(trace(nn.Sequential(layer), images(4)), images(4), tmp_path / "model.onnx")
+
+
+def test_names_of_nodes_are_their_own_however_many_one_node_becomes():
+    graph = OnnxGraph(Container.NATIVE)
+    (node,) = trace(nn.Sequential(nn.ReLU()), images(4)).graph.find_nodes(op="call_module")
+    names = [Emitter(graph, node, ()).add("Relu", "images") for _ in range(40)]
+    assert names[:2] == ["_0/Relu", "_0/Relu#1"] and len(set(names)) == 40
 
 
 def test_a_module_that_cannot_be_written_is_named(tmp_path):

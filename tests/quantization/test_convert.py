@@ -33,8 +33,13 @@ def calibrated(name, request):
     return quantized(network(name), granularity=request.param)
 
 
+def folded_model(name):
+    """The network before it is quantized, its convolutions in the layout that they have after that."""
+    return trace(network(name), images(2)).to(memory_format=torch.channels_last)
+
+
 def test_switched_off_it_is_the_folded_model(name):
-    folded = trace(network(name), images(2))
+    folded = folded_model(name)
     graph, _ = quantized(network(name), calibrate=False)
     with torch.no_grad():
         assert torch.equal(graph(images()), folded(images()))
@@ -42,7 +47,7 @@ def test_switched_off_it_is_the_folded_model(name):
 
 def test_switched_off_after_calibration(name, calibrated):
     with torch.no_grad():
-        assert torch.equal(calibrated[0](images()), trace(network(name), images(2))(images()))
+        assert torch.equal(calibrated[0](images()), folded_model(name)(images()))
 
 
 def test_every_spec_becomes_a_quantizer(calibrated):

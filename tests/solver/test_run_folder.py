@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qdrop.config import Config
-from qdrop.config_io import load_config
+from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig
+from qdrop.config_io import config_from_dict, load_config
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.result import Result
-from qdrop.solver.run_folder import complete, locked
+from qdrop.solver.run_folder import complete, locked, portable
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
@@ -88,3 +88,14 @@ def test_where_there_are_no_locks_it_runs_with_a_warning(tmp_path, monkeypatch, 
     with locked(tmp_path / "new"):
         assert (tmp_path / "new").is_dir()
     assert "cannot be locked" in caplog.text and "No locks available" in caplog.text
+
+
+def test_settings_that_are_passed_on_hold_nothing_of_the_machine():
+    data = DataConfig(path="/data/imagenet", val_limit=7)
+    process = ProcessConfig(seed=5, device="cuda:1", threads=32, out="/home/me/run")
+    config = Config(model=ModelConfig(path="/weights/net.pth"), data=data, process=process)
+    passed_on = config_from_dict(portable(config))
+    assert passed_on.process == ProcessConfig(seed=5)
+    assert passed_on.model == ModelConfig(path="net.pth")
+    assert passed_on.data == DataConfig(path="imagenet", val_limit=7)
+    assert passed_on.quant == config.quant

@@ -34,6 +34,20 @@ def filled(device, dtype="float32", folder=None):
     return value
 
 
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+def test_values_keep_their_layout(device, tmp_path):
+    """Channels-last, in any place: other layouts would be brought there and back in every iteration."""
+    storage = Storage(CacheConfig(device), CPU, folder=tmp_path)
+    given = values((10, 3, 4, 5)).to(memory_format=torch.channels_last)
+    value = storage.new(given.shape, torch.float32, torch.channels_last)
+    value[0:10] = given
+    rows = torch.tensor([7, 0, 7])
+    for found, expected in ((value[2:5], given[2:5]), (value[rows], given[rows])):
+        assert torch.equal(found, expected) and found.is_contiguous(memory_format=torch.channels_last)
+    value.move(Storage(CacheConfig("disk"), CPU, folder=tmp_path).new(given.shape, torch.float32, value.layout))
+    assert torch.equal(value[rows], given[rows]) and value.layout == torch.channels_last
+
+
 def mapped(folder):
     """Files in `folder` that this process has mapped."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
@@ -45,7 +59,10 @@ def with_cache(**kwargs):
 
 def walk(config, scratch=None, **kwargs):
     graph, plan = quantized(network("residual"))
-    reports = [replace(r, seconds=0.0) for r in reconstruct(graph, plan, images(), config, 0, CPU, None, scratch)]
+    reports = [
+        replace(r, seconds=0.0, peak_memory_mb=0.0)
+        for r in reconstruct(graph, plan, images(), config, 0, CPU, None, scratch)
+    ]
     return reports, {key: value.clone() for key, value in graph.state_dict().items()}
 
 
@@ -286,8 +303,8 @@ def test_the_full_precision_input_is_dropped_before_the_output_is_stored(tmp_pat
     """At no time are there more than three values: two inputs and a target, or one input and two outputs."""
     held, original = [], Storage.new
 
-    def new(self, *args):
-        value = original(self, *args)
+    def new(self, *args, **kwargs):
+        value = original(self, *args, **kwargs)
         held.append(len(self._values))
         return value
 
