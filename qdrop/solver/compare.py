@@ -21,6 +21,7 @@ from qdrop.config import ActivationQConfig, Config
 from qdrop.config_io import ConfigError, parse_args, run_folder
 from qdrop.solver.command import exit_status
 from qdrop.solver.main_imagenet import run
+from qdrop.solver.memory import keep_freed_memory
 
 SETTINGS = ((4, 4), (3, 3), (2, 4), (2, 2))
 """Bits of weights and activations, as in the paper's tables."""
@@ -111,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     matplotlib.use("Agg")
 
     def work() -> None:
+        keep_freed_memory()
         config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
         out = run_folder(config, file)
         out = out if config.process.out else out.with_name(f"compare-{out.name}")

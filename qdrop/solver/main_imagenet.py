@@ -25,6 +25,7 @@ from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import calibration_images, num_classes, validation_loader
+from qdrop.solver.memory import keep_freed_memory
 from qdrop.solver.precision import tf32
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
@@ -143,6 +144,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     """Entry point of the command line; returns the exit status."""
 
     def work() -> None:
+        keep_freed_memory()
         config, file = parse_args(argv, prog)
         run(config, run_folder(config, file))
 
