@@ -112,9 +112,7 @@ def _tensor(path: Path, tensor: Any) -> OnnxTensor:
         dtype = TensorProto.DataType.Name(tensor.data_type)
         bit = NARROW.get(dtype) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError):
-        raise OnnxFileError(
-            f"{path}: {tensor.name} has the type {tensor.data_type}, which onnx does not know"
-        ) from None
+        raise OnnxFileError(f"{path}: {tensor.name} has the unknown type {tensor.data_type}") from None
     return OnnxTensor(tensor.name, dtype, bit, tuple(tensor.dims))
 
 
