@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, fx
 
 from qdrop.container import CheckpointError, read_container, write_container
@@ -33,6 +34,7 @@ VERSION = 1
 """Of the format; a reader takes its own version and older ones."""
 LARGEST = 1 << 27
 """Bytes that the description of a network may take: what unpacks to more is refused."""
+_PLAN = TypeAdapter(Plan)
 
 
 def describe(
@@ -169,14 +171,31 @@ def read(path: str | Path) -> Checkpoint:
     metadata, tensors = read_container(Path(path), FORMAT, VERSION)
     try:
         return Checkpoint(
-            graph=json.loads(_decompress(metadata["graph"])),
-            plan=Plan.from_dict(json.loads(_decompress(metadata["plan"]))),
+            graph=_object("graph", _decompress(metadata["graph"])),
+            plan=_plan(_decompress(metadata["plan"])),
             tensors=tensors,
-            config=json.loads(metadata["config"]),
-            metrics=json.loads(metadata["metrics"]),
+            config=_object("config", metadata["config"]),
+            metrics=_object("metrics", metadata["metrics"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
         raise CheckpointError(f"{path}: its metadata cannot be read: {reason(error)}") from error
+
+
+def _object(key: str, text: str | bytes) -> dict[str, Any]:
+    data = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"{key} is a JSON {type(data).__name__}; expected an object")
+    return data
+
+
+def _plan(text: bytes) -> Plan:
+    """A plan whose every field has its type: what reads it need not expect another."""
+    try:
+        _PLAN.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"plan.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return Plan.from_dict(json.loads(text))
 
 
 def _compress(text: str) -> str:

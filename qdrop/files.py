@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -14,19 +16,50 @@ def write_file(path: Path, data: bytes | str) -> None:
         data: Its content; text is written as UTF-8.
 
     Raises:
-        OSError: If it cannot be written, such as on a full disk; `path` is then as it was.
+        OSError: If it cannot be written, such as on a full disk; names `path`, which is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a killed run left is written over
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # often there is no such file, or not even its folder
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _of(path, error) from error
         raise
     _sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """See, before long work, that :func:`write_file` can write a file; nothing is left behind.
+
+    Raises:
+        OSError: If it cannot; names `path`, or the folder that is not there.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
+    temporary = _temporary(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise _of(path, error) from error
+
+
+def _temporary(path: Path) -> Path:
+    """The name beside `path` that is written first: always the same, so what a killed run left is written over."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a folder; expected the name of a file", str(path))
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _of(path: Path, error: OSError) -> OSError:
+    """The same error about `path`: nobody has asked for the temporary file."""
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -36,8 +69,7 @@ def _sync_folder(folder: Path) -> None:
     except OSError:
         return
     try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
+        with suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

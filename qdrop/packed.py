@@ -86,7 +86,7 @@ class Checkpoint:
             model = quantize_graph(graph_from_data(self.graph, self.unquantized() | weights), self.plan)
             for quantizer in quantizers(model):
                 _set_grid(quantizer, *self.grid(quantizer.spec))
-        except (GraphDataError, KeyError, TypeError, ValueError) as error:
+        except (GraphDataError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"the contents do not fit each other: {reason(error)}") from error
         for layer in quantized_modules(model):
             if isinstance(layer.weight_quantizer, AdaRoundFakeQuantize):

@@ -356,12 +356,27 @@ def test_a_forged_graph_reaches_nothing(saved, change, match):
         ("plan", lambda p: p["quantizers"][0].update(quantizer="Module"), "Module"),
         ("plan", lambda p: p["quantizers"][0].update(node="nowhere"), "nowhere|another network"),
         ("plan", lambda p: p["quantizers"][0].update(ch_axis=-1), "scales; expected 1"),
+        ("plan", lambda p: p["quantizers"][0].update(ch_axis=9), "fit each other"),
+        ("plan", lambda p: p["quantizers"][0].update(shape=["x"]), r"plan\.quantizers\.0\.shape\.0: .* integer"),
+        ("plan", lambda p: p["quantizers"][0].update(bit=None), r"plan\.quantizers\.0\.bit: .* integer"),
         ("plan", lambda p: p.pop("units"), "units"),
     ],
 )
 def test_contents_that_do_not_fit_each_other(saved, part, change, match):
     edit(saved, part, change)
     refuses(saved, match)
+
+
+@pytest.mark.parametrize("part", ["config", "metrics"])
+@pytest.mark.parametrize("text", ["[1]", "5", "null", '"text"'])
+def test_metadata_of_the_wrong_kind(saved, part, text):
+    rewritten(saved, **{part: text})
+    refuses(saved, f"its metadata cannot be read: {part} is a JSON .*; expected an object")
+
+
+def test_a_description_of_the_wrong_kind(saved):
+    rewritten(saved, graph=base64.b64encode(zlib.compress(b"[]")).decode())
+    refuses(saved, "graph is a JSON list; expected an object")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Files are there whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from qdrop.files import write_file
+from qdrop.files import check_writable, write_file
 
 
 def test_writes_text_and_bytes_and_leaves_nothing_else(tmp_path):
@@ -34,3 +35,34 @@ def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda d: (names.append({p.name for p in tmp_path.iterdir()}), sync(d)))
     write_file(tmp_path / "a", "x")
     assert "a" not in names[0] and names[-1] == {"a"}
+
+
+@pytest.mark.parametrize("check", [check_writable, lambda path: write_file(path, "x")], ids=["check", "write"])
+@pytest.mark.parametrize("name", ["folder", "absent/file", ".", "file/below"])
+def test_an_error_names_what_was_asked_for(tmp_path, monkeypatch, check, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught:
+        check(Path(name))
+    assert str(caught.value.filename) in (name, "absent", "file") and caught.value.filename2 is None
+    assert ".tmp" not in str(caught.value)
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", "file"}
+
+
+def test_checking_leaves_nothing_and_the_old_file(tmp_path):
+    check_writable(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    write_file(tmp_path / "old", "content")
+    check_writable(tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "content" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_before_the_work(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", denied)  # the tests may run as root, whom no mode stops
+    with pytest.raises(PermissionError) as caught:
+        check_writable(tmp_path / "file")
+    assert caught.value.filename == str(tmp_path / "file")
