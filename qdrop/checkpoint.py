@@ -128,7 +128,7 @@ def save(
 def load(path: str | Path, device: torch.device | str = "cpu") -> fx.GraphModule:
     """The network that :func:`save` wrote, its quantizers on. Needs no other file, and executes nothing from it.
 
-    The settings that were recorded with it are in its `meta["config"]`.
+    The settings and figures that were recorded with it are in its `meta["config"]` and `meta["metrics"]`.
 
     Args:
         path: The file.

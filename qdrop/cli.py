@@ -32,11 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status of the command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = parser().parse_args(argv[:1]).command
-    try:
-        module = importlib.import_module(COMMANDS[command][0])
-    except ModuleNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    module = importlib.import_module(COMMANDS[command][0])
     status: int = module.main(argv[1:], prog=f"qdrop {command}")
     return status
 

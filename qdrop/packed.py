@@ -73,7 +73,9 @@ class Checkpoint:
         return replace(self, metrics=metrics)
 
     def build(self) -> fx.GraphModule:
-        """The network, on the CPU, in evaluation mode, its quantizers on; `meta["config"]` holds the settings.
+        """The network, on the CPU, in evaluation mode, its quantizers on.
+
+        Its `meta["config"]` and `meta["metrics"]` hold the settings and what was measured.
 
         The weight of a quantized layer is what its integers stand for; switched off, its quantizer gives the
         same. Rounding it again gives the same integers: `(k*s)/s` is within 2e-5 of k for |k| < 256.
@@ -91,7 +93,7 @@ class Checkpoint:
         for layer in quantized_modules(model):
             if isinstance(layer.weight_quantizer, AdaRoundFakeQuantize):
                 layer.weight_quantizer.round_to_nearest(layer.weight)
-        model.meta["config"] = dict(self.config)
+        model.meta["config"], model.meta["metrics"] = dict(self.config), dict(self.metrics)
         return model
 
     def _weights(self) -> list[QuantizerSpec]:

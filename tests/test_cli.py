@@ -111,8 +111,6 @@ def test_memory_that_runs_out_while_a_file_is_read(command, folder, monkeypatch,
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_under_its_own_name(command, capsys):
-    if command == "export":
-        pytest.importorskip("onnx")
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0

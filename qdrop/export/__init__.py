@@ -3,14 +3,26 @@
 python -m qdrop.export runs/w2a4-res18 --format onnx --container int8
 """
 
-try:
-    import onnx as _onnx  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("exporting needs the package onnx: pip install 'qdrop[onnx]'") from error
+from typing import TYPE_CHECKING, Any
 
-from qdrop.export.containers import Container
-from qdrop.export.emitter import ExportError
-from qdrop.export.onnx_graph import export_onnx
+from qdrop.export.errors import ExportError
+from qdrop.export.options import Container
 from qdrop.export.program import export_program
 
+if TYPE_CHECKING:
+    from qdrop.export.onnx_graph import export_onnx
+
 __all__ = ["Container", "ExportError", "export_onnx", "export_program"]
+
+
+def __getattr__(name: str) -> Any:
+    """`export_onnx`, imported once it is asked for: it alone needs the package onnx."""
+    if name != "export_onnx":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from qdrop.export.onnx_graph import export_onnx
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise ModuleNotFoundError("writing ONNX needs the package onnx: pip install 'qdrop[onnx]'") from error
+    return export_onnx

@@ -6,7 +6,6 @@ python -m qdrop.export quantized.safetensors --format torch  # a program of torc
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,11 @@ import torch
 from torch import Tensor, fx
 
 import qdrop
-from qdrop.export import Container, export_onnx, export_program
-from qdrop.files import write_file
+from qdrop.export.errors import ExportError
+from qdrop.export.options import Container
+from qdrop.export.program import export_program, save_program
+from qdrop.files import check_writable
+from qdrop.network_file import FileKind, find_network
 from qdrop.solver.command import exit_status
 from qdrop.solver.run_folder import MODEL
 
@@ -31,9 +33,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--container",
         choices=[str(container) for container in Container],
-        default=str(Container.NATIVE),
         help="integers of an ONNX file: native, 2, 4 or 8 bits wide, the smallest file; int8, what fast integer"
-        " kernels compute with (default: %(default)s)",
+        f" kernels compute with (default: {Container.NATIVE})",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the checkpoint)")
     return parser
@@ -41,42 +42,66 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.export") -> int:
     """Run the command; the exit status is 1 where it fails, with one line that says why."""
-    args = parser(prog).parse_args(argv)
+    made = parser(prog)
+    args = made.parse_args(argv)
+    if args.format == "torch" and args.container is not None:
+        made.error("--container chooses the integers of an ONNX file; --format torch has none")
 
     def work() -> None:
-        path = write(args.run, args.format, Container(args.container), args.out)
+        checkpoint = find_network(args.run, FileKind.CHECKPOINT).path
+        if args.format == "torch":
+            path = write_program(checkpoint, args.out)
+        else:
+            path = write_onnx(checkpoint, Container(args.container or Container.NATIVE), args.out)
         print(f"{path}: {path.stat().st_size:,} bytes")
 
     return exit_status(work)
 
 
-def write(run: Path, kind: str, container: Container, out: Path | None = None) -> Path:
-    """Export the network of a run.
+def write_program(checkpoint: Path, out: Path | None = None) -> Path:
+    """Export the network of a checkpoint as a program of torch.export.
 
     Args:
-        run: A run folder or a packed checkpoint.
-        kind: `onnx` or `torch`.
-        container: Integer types of an ONNX file.
-        out: The file to write; None: `quantized-CONTAINER.onnx` or `quantized.pt2` beside the checkpoint.
+        checkpoint: A packed checkpoint.
+        out: The file to write; None: `quantized.pt2` beside it.
 
     Returns:
         The file written.
 
     Raises:
-        CheckpointError: If there is no readable checkpoint.
-        ExportError: If the network cannot be written.
+        CheckpointError: If the checkpoint is not readable.
+        ExportError: If `out` is the checkpoint.
         OSError: If a file cannot be read or written.
     """
-    checkpoint = run / MODEL if run.is_dir() else run
+    path = _target(checkpoint, out or checkpoint.with_suffix(".pt2"))
     model = qdrop.load(checkpoint)
-    if kind == "torch":
-        path = out or checkpoint.with_suffix(".pt2")
-        program = io.BytesIO()
-        torch.export.save(export_program(model, example(model)), program)
-        write_file(path, program.getvalue())
-        return path
-    path = out or checkpoint.with_name(f"{checkpoint.stem}-{container}.onnx")
-    export_onnx(model, example(model), path, container, model.meta["config"])
+    save_program(export_program(model, example(model)), path)
+    return path
+
+
+def write_onnx(checkpoint: Path, container: Container, out: Path | None = None) -> Path:
+    """Export the network of a checkpoint as ONNX.
+
+    Args:
+        checkpoint: A packed checkpoint.
+        container: Integer types of the file.
+        out: The file to write; None: `quantized-CONTAINER.onnx` beside the checkpoint.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: If the checkpoint is not readable.
+        ExportError: If the network cannot be written, `out` is the checkpoint, or the package onnx is missing.
+        OSError: If a file cannot be read or written.
+    """
+    path = _target(checkpoint, out or checkpoint.with_name(f"{checkpoint.stem}-{container}.onnx"))
+    try:
+        from qdrop.export import export_onnx
+    except ModuleNotFoundError as error:
+        raise ExportError(str(error)) from error
+    model = qdrop.load(checkpoint)
+    export_onnx(model, example(model), path, container, model.meta["config"], model.meta["metrics"])
     return path
 
 
@@ -84,6 +109,14 @@ def example(model: fx.GraphModule) -> Tensor:
     """An input of the shape that a graph was traced with."""
     (images,) = model.graph.find_nodes(op="placeholder")
     return torch.zeros(images.meta["tensor_meta"].shape)
+
+
+def _target(checkpoint: Path, path: Path) -> Path:
+    """The file to write, which can be written: known before the network is loaded and converted."""
+    if path.exists() and path.samefile(checkpoint):
+        raise ExportError(f"{path}: the file to write is the checkpoint itself; choose another with --out")
+    check_writable(path)
+    return path
 
 
 if __name__ == "__main__":

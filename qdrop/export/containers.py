@@ -1,25 +1,15 @@
 """The integer types of ONNX that hold a quantizer's integers."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from qdrop.export.options import Container
 from qdrop.quantization.affine import along_channels
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.quantized_module import QuantizedModule
-
-
-class Container(StrEnum):
-    """Which integer types an exported model uses."""
-
-    NATIVE = "native"
-    """The narrowest that holds the bits: 2, 4 or 8 bits wide. The smallest file."""
-    INT8 = "int8"
-    """8 bits for all: what today's integer kernels compute with."""
-
 
 OPSETS = {Container.NATIVE: 25, Container.INT8: 21}
 """Version of the ONNX operators: 2-bit types came with 25; per-axis 8-bit ones run almost everywhere."""

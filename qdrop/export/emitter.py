@@ -9,14 +9,10 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
-from qdrop.errors import QdropError
-from qdrop.export.containers import Container
+from qdrop.export.errors import ExportError
 from qdrop.export.facts import Shape
+from qdrop.export.options import Container
 from qdrop.quantization.ops import where
-
-
-class ExportError(QdropError, ValueError):
-    """A model that cannot be written; names the node, its operation and what is supported."""
 
 
 @dataclass(frozen=True)

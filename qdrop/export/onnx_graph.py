@@ -13,13 +13,14 @@ import onnx
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
-from qdrop.export.containers import OPSETS, Container
+from qdrop.export.containers import OPSETS
 from qdrop.export.emitter import Emitter, OnnxGraph, Value
 from qdrop.export.facts import TensorFact, find_facts
 from qdrop.export.onnx_layers import Bounds, clip_bounds, convolution, linear, quantize
+from qdrop.export.options import Container
 from qdrop.export.registry import FUNCTIONS, MODULES, NOTHING, RESHAPES, UNARY, supported
 from qdrop.files import write_file
-from qdrop.onnx_file import RECORD
+from qdrop.onnx_file import METRICS, RECORD
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.ops import module_of, operation, place
 
@@ -33,6 +34,7 @@ def export_onnx(
     path: Path,
     container: Container | str = Container.NATIVE,
     record: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Write a network as ONNX, with a batch of any size.
 
@@ -45,6 +47,7 @@ def export_onnx(
         path: The file to write; it appears under its name only once complete.
         container: Which integer types to use.
         record: Settings to record in the file, plain data; :mod:`qdrop.onnx_file` reads them.
+        metrics: Figures of the network before export to record, plain data.
 
     Returns:
         The ONNX model that was written.
@@ -55,8 +58,8 @@ def export_onnx(
         OSError: If the file cannot be written.
     """
     proto = to_onnx(model, example, Container(container))
-    if record is not None:
-        helper.set_model_props(proto, {RECORD: json.dumps(dict(record))})
+    recorded = {key: json.dumps(dict(data)) for key, data in ((RECORD, record), (METRICS, metrics)) if data}
+    helper.set_model_props(proto, recorded)
     write_file(path, proto.SerializeToString())
     return proto
 

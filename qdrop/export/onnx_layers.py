@@ -5,8 +5,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
-from qdrop.export.containers import Container, Storage, storage_for, stored_weight
+from qdrop.export.containers import Storage, storage_for, stored_weight
 from qdrop.export.emitter import Emitter, Value
+from qdrop.export.options import Container
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.ops import module_of, operation
 from qdrop.quantization.quantized_module import QuantizedModule

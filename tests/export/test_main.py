@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from networks import bits, images, network
@@ -5,6 +9,7 @@ from onnx_runs import run
 
 import qdrop
 from qdrop.export.__main__ import main
+from qdrop.onnx_file import settings, summary
 
 
 @pytest.fixture
@@ -39,3 +44,52 @@ def test_what_is_wrong_takes_one_line(tmp_path, caplog, content, reason):
     assert main([str(tmp_path)]) == 1
     (record,) = caplog.records
     assert record.message.startswith("error: ") and reason in record.message
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_the_checkpoint_is_not_written_over(folder, caplog, monkeypatch, form):
+    checkpoint = folder / "quantized.safetensors"
+    before = checkpoint.read_bytes()
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(checkpoint)
+    for out in (str(checkpoint), "quantized.safetensors", "link"):
+        assert main([str(folder), "--format", form, "--out", out]) == 1
+        assert f"{out}: the file to write is the checkpoint itself" in caplog.text
+    assert checkpoint.read_bytes() == before and (folder / "link").is_symlink()
+
+
+@pytest.mark.parametrize("out", ["absent/x.onnx", "taken"])
+def test_a_target_that_cannot_be_written_is_known_before_the_work(folder, caplog, monkeypatch, out):
+    (folder / "taken").mkdir()
+    monkeypatch.setattr("qdrop.load", lambda path: pytest.fail("the network was loaded"))
+    assert main([str(folder), "--out", str(folder / out)]) == 1
+    (record,) = caplog.records
+    assert Path(out).parts[0] in record.message and ".tmp" not in record.message
+
+
+def test_a_container_is_of_onnx_only(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(folder), "--format", "torch", "--container", "int8"])
+    assert caught.value.code == 2 and "--format torch has none" in capsys.readouterr().err
+
+
+def test_settings_and_figures_go_along(folder):
+    checkpoint = folder / "quantized.safetensors"
+    qdrop.save(qdrop.load(checkpoint), checkpoint, {"process": {"seed": 3}}, {"top1": 71.5})
+    assert main([str(folder)]) == 0
+    path = folder / "quantized-native.onnx"
+    assert settings(path) == {"process": {"seed": 3}} and summary(path).metrics == {"top1": 71.5}
+
+
+WITHOUT_ONNX = "import sys; sys.modules['onnx'] = None; from qdrop.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def without_onnx(*args):
+    return subprocess.run([sys.executable, "-c", WITHOUT_ONNX, "export", *args], capture_output=True, text=True)
+
+
+def test_only_onnx_needs_the_package_onnx(folder):
+    assert without_onnx("--help").returncode == 0
+    assert without_onnx(str(folder), "--format", "torch").returncode == 0 and (folder / "quantized.pt2").exists()
+    done = without_onnx(str(folder))
+    assert done.returncode == 1 and done.stderr.startswith("error: writing ONNX needs the package onnx: pip install")
