@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import Config, ProcessConfig, ReconConfig
+from qdrop.config import ActivationQConfig, Config, ProcessConfig, ReconConfig
 from qdrop.config_io import config_to_dict, flat, load_config
 from qdrop.solver.result import Result
 from qdrop.solver.resume import HOW
@@ -101,8 +101,11 @@ class Recorded:
             f"{pattern} {' '.join(f'{name[0].upper()}{bit}' for name, bit in asdict(bits).items() if bit)}"
             for pattern, bits in self.config.quant.overrides.items()
         ]
-        if self.config.quant.branch_bit:
-            words.append(f"what goes straight into an add A{self.config.quant.branch_bit}")
+        quant = self.config.quant
+        if quant.a_qconfig is not None and quant.a_qconfig.observer != ActivationQConfig().observer:
+            words.append(f"ranges of activations by {quant.a_qconfig.observer}")
+        if quant.branch_bit:
+            words.append(f"what goes straight into an add A{quant.branch_bit}")
         return f"; but {', '.join(words)}" if words else ""
 
 
