@@ -1,17 +1,24 @@
 """The command line: every command on one short run of the digits network."""
 
 import json
+import operator
 import runpy
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 import setuptools
 import torch
 
-from qdrop.checkpoint import read
+from qdrop.checkpoint import load, read, save
 from qdrop.cli import COMMANDS, main
+from qdrop.config import Config, QuantConfig, ReconConfig
 from qdrop.container import read_container
+from qdrop.solver.evaluate import ALWAYS, IMAGES, PLACES, TORCH
+
+onnx = pytest.importorskip("onnx")
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
@@ -40,6 +47,107 @@ def test_evaluate_measures_what_the_run_measured(folder, file, capsys):
     recorded = json.loads((folder / "result.json").read_text())["top1"]
     # Integer kernels round otherwise where a value lies between two levels: of 200 digits a few may differ.
     assert (name, float(top1), data) == (str(folder / file), pytest.approx(recorded, abs=2), "handwritten digits\n")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
+def test_a_run_folder_stands_for_its_checkpoint(command, folder, tmp_path, capsys):
+    extra = {"export": ["--out", str(tmp_path / "model.onnx")], "evaluate": ["data.val_limit=1"], "inspect": []}
+    assert main([command, str(folder), *extra[command]]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
+def test_a_file_of_another_kind_is_named_with_those_that_are_taken(command, tmp_path, caplog):
+    torch.save({}, tmp_path / "weights.safetensors")
+    assert main([command, str(tmp_path / "weights.safetensors")]) == 1
+    assert "an archive as torch.save" in caplog.text and "expected a packed checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+def test_onnx_under_any_name(command, folder, tmp_path):
+    shutil.copy(folder / "quantized-int8.onnx", tmp_path / "model")
+    assert main([command, str(tmp_path / "model")]) == 0
+
+
+def onnx_with(folder, path, change):
+    """A copy of the run's ONNX file, changed."""
+    model = onnx.load(folder / "quantized-native.onnx")
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_evaluate_a_file_that_fixes_the_size_of_its_batch(size, folder, tmp_path, capsys):
+    def fix(model):
+        for value in (model.graph.input[0], model.graph.output[0]):
+            value.type.tensor_type.shape.dim[0].dim_value = size
+
+    shown = []
+    for path in (folder / "quantized-native.onnx", onnx_with(folder, tmp_path / "fixed.onnx", fix)):
+        assert main(["evaluate", str(path), "data.val_limit=20"]) == 0
+        shown.append(capsys.readouterr().out.partition(": ")[2])
+    assert shown[0] == shown[1]
+
+
+def test_evaluate_a_file_that_runs_with_one_size_of_batch_without_saying_so(folder, tmp_path, caplog):
+    def freeze(model):
+        for node in model.graph.node:
+            if node.op_type == "Reshape":
+                shape = onnx.numpy_helper.from_array(np.array([1, 16]), "frozen")
+                model.graph.initializer.append(shape)
+                node.input[1] = "frozen"
+
+    path = onnx_with(folder, tmp_path / "frozen.onnx", freeze)
+    assert main(["evaluate", str(path), "data.val_limit=20"]) == 1
+    assert "frozen.onnx: ONNX Runtime cannot run it on 20x1x8x8" in caplog.text
+
+
+def test_evaluate_without_the_tensors_beside_the_file(folder, tmp_path, caplog):
+    def move(model):
+        weight = next(t for t in model.graph.initializer if t.name == "fc.weight")
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="absent.bin")
+
+    assert main(["evaluate", str(onnx_with(folder, tmp_path / "m.onnx", move))]) == 1
+    (record,) = caplog.records
+    assert "error: " in record.message and "m.onnx" in record.message and "absent.bin" in record.message
+
+
+@pytest.mark.parametrize(
+    ("file", "extra", "named"),
+    [
+        ("quantized.safetensors", ["--data", "/data"], "data.path"),
+        ("quantized.safetensors", ["quant.w_qconfig.bit=8"], "quant.w_qconfig.bit"),
+        ("quantized.safetensors", ["data.val_limit=1", "data.augment=true", "process.seed=1"], "data.augment, process"),
+        ("quantized-int8.onnx", ["process.device=cpu"], "process.device"),
+    ],
+)
+def test_settings_without_effect_are_refused(file, extra, named, folder, caplog):
+    assert main(["evaluate", str(folder / file), *extra]) == 1
+    assert f"error: command line: {named}" in caplog.text and "data.batch_size" in caplog.text
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_the_settings_of_an_evaluation_are_settings(kind):
+    config = Config(quant=QuantConfig(recon=ReconConfig()))
+    for key in [*ALWAYS, *TORCH, *PLACES[kind], *(f"data.{name}" for name in IMAGES[kind])]:
+        operator.attrgetter(key)(config)
+
+
+def test_a_file_without_settings_is_evaluated_with_a_notice(folder, tmp_path, caplog):
+    save(load(folder / FILES[0]), tmp_path / "q")
+    assert main(["evaluate", str(tmp_path / "q")]) == 1  # ImageNet, which is not here
+    assert "q records no settings; used are data.type=imagenet data.input_size=224" in caplog.text
+    caplog.clear()
+    assert main(["evaluate", str(tmp_path / "q"), "data.type=digits", "data.val_limit=1", "data.num_workers=0"]) == 0
+    assert "used are data.type=digits" in caplog.text
+
+
+def test_recorded_settings_that_cannot_be_used_name_the_file(folder, tmp_path, caplog):
+    save(load(folder / FILES[0]), tmp_path / "q", {"quant": 5})
+    assert main(["evaluate", str(tmp_path / "q")]) == 1
+    assert "q: its recorded settings: quant = 5: expected" in caplog.text
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])
@@ -92,7 +200,6 @@ def test_inspect_an_onnx_file(folder, capsys):
 @pytest.mark.parametrize("command", ["evaluate", "inspect", "export"])
 @pytest.mark.parametrize("name", ["absent.safetensors", "foreign.safetensors", "absent.onnx", "foreign.onnx"])
 def test_files_that_cannot_be_read(command, name, tmp_path, caplog):
-    pytest.importorskip("onnx")
     if name.startswith("foreign"):
         (tmp_path / name).write_bytes(b"\x08\xff something else")
     assert main([command, str(tmp_path / name)]) == 1

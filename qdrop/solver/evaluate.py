@@ -5,9 +5,11 @@ qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +17,32 @@ from torch import Tensor, nn
 
 from qdrop import checkpoint
 from qdrop.config import Config
-from qdrop.config_io import config_from_dict
+from qdrop.config_io import ConfigError, config_from_dict
+from qdrop.errors import first_line
+from qdrop.network_file import FileKind, NetworkFile, find_network
 from qdrop.onnx_file import OnnxFileError, settings
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import accuracy, check_network, num_classes, validation_loader
 from qdrop.solver.main_imagenet import pick_device
 from qdrop.solver.precision import tf32
+
+ALWAYS = (
+    "data.type",
+    "data.name",
+    "data.batch_size",
+    "data.num_workers",
+    "data.pin_memory",
+    "data.val_limit",
+    "process.threads",
+)
+"""Settings that have an effect on every evaluation."""
+TORCH = ("process.device", "quant.recon.precision")
+"""Those of a network that PyTorch runs."""
+PLACES = {"imagenet": ("data.path", "data.classes"), "cifar10": ("data.path", "data.classes"), "digits": ()}
+"""Those that say where the data lies, by its type."""
+IMAGES = {"imagenet": ("input_size", "test_resize", "mean", "std"), "cifar10": ("mean", "std"), "digits": ()}
+"""Those of the section `data` that say how an image is prepared, by the data's type."""
+log = logging.getLogger(__name__)
 
 
 class OnnxNetwork(nn.Module):
@@ -45,15 +67,35 @@ class OnnxNetwork(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for each status, without a common one of its own
-            raise OnnxFileError(f"{path}: ONNX Runtime cannot run it: {error}") from error
+            raise OnnxFileError(f"{path}: ONNX Runtime cannot run it: {first_line(error)}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise OnnxFileError(f"{path}: {len(inputs)} inputs and {len(outputs)} outputs; expected one of each")
-        self._input = inputs[0]
+        self._path, self._input = path, inputs[0].name
+        size = next(iter(inputs[0].shape), None)
+        self._fixed = size if isinstance(size, int) and size > 0 else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[N, C, H, W]` to logits `[N, classes]`, both on the CPU."""
-        (logits,) = self._session.run(None, {self._input.name: images.numpy().astype(np.float32)})
+        """Images `[N, C, H, W]` to logits `[N, classes]`, both on the CPU.
+
+        A file may fix the size of its batch: the images are then taken in such batches, the last one filled up.
+
+        Raises:
+            OnnxFileError: If ONNX Runtime cannot run it on such images.
+        """
+        if self._fixed is None:
+            return self._run(images)
+        size = self._fixed
+        missing = -len(images) % size
+        filled = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
+        return torch.cat([self._run(batch) for batch in filled.split(size)])[: len(images)]
+
+    def _run(self, images: Tensor) -> Tensor:
+        try:
+            (logits,) = self._session.run(None, {self._input: images.numpy().astype(np.float32)})
+        except Exception as error:  # as above
+            shape = "x".join(map(str, images.shape))
+            raise OnnxFileError(f"{self._path}: ONNX Runtime cannot run it on {shape}: {first_line(error)}") from error
         return torch.from_numpy(logits)
 
 
@@ -61,20 +103,21 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
     """Top-1 in percent of the network in a file, and the settings it was measured with.
 
     Args:
-        path: A packed checkpoint, or ONNX (`*.onnx`).
+        path: A run folder, a packed checkpoint, or ONNX.
         overrides: Settings that replace those recorded in the file: `data.path=...`.
 
     Raises:
         QdropError: Names what to change.
         OSError: If a file cannot be read.
     """
-    if path.suffix == ".onnx":
-        config = config_from_dict(settings(path), overrides)
+    file = find_network(path, FileKind.CHECKPOINT, FileKind.ONNX)
+    if file.kind is FileKind.ONNX:
+        config = _config(file, settings(file.path), overrides)
         device = torch.device("cpu")
-        model: nn.Module = OnnxNetwork(path, config.process.threads)
+        model: nn.Module = OnnxNetwork(file.path, config.process.threads)
     else:
-        network = checkpoint.load(path)
-        config = config_from_dict(network.meta["config"], overrides)
+        network = checkpoint.load(file.path)
+        config = _config(file, network.meta["config"], overrides)
         device = pick_device(config)
         model = network.to(device)
     loader = validation_loader(config.data)
@@ -86,10 +129,33 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         return accuracy(model, loader, device), config
 
 
+def _config(file: NetworkFile, recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """The settings recorded in a file, with those of the command line, each of which must have an effect."""
+    try:
+        config_from_dict(recorded)
+    except ConfigError as error:
+        raise ConfigError(*(f"{file.path}: its recorded settings: {problem}" for problem in error.problems)) from error
+    config = config_from_dict(recorded, overrides)
+    images = [f"data.{name}" for name in IMAGES[config.data.type]]
+    used = [*ALWAYS, *PLACES[config.data.type], *images, *(TORCH if file.kind is FileKind.CHECKPOINT else ())]
+    idle = [key for key in (override.partition("=")[0] for override in overrides) if key not in used]
+    if idle:
+        raise ConfigError(
+            f"command line: {', '.join(idle)}: without effect where {file.kind} is evaluated on"
+            f" data.type={config.data.type}; what has one: {', '.join(sorted(used))}"
+        )
+    if not recorded:
+        values = [f"data.{name}={getattr(config.data, name)}" for name in ("type", *IMAGES[config.data.type])]
+        log.info("%s records no settings; used are %s", file.path, " ".join(values))
+    return config
+
+
 def parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of the command."""
     made = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("file", type=Path, metavar="FILE", help="quantized.safetensors of a run, or an ONNX file")
+    made.add_argument(
+        "file", type=Path, metavar="FILE", help="a run folder, its quantized.safetensors, or an ONNX file"
+    )
     made.add_argument("--data", metavar="PATH", help="folder of the data set: short for data.path=PATH")
     made.add_argument(
         "overrides",
