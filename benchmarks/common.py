@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from qdrop.solver.memory import keep_freed_memory
 from qdrop.solver.run_folder import revision
 
 HERE = Path(__file__).parent
@@ -181,6 +182,7 @@ def main(
         return 1
     args.device = torch.device(args.device)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does, for all candidates alike
 
     started = time.perf_counter()
     outcome = measure(args)

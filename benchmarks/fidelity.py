@@ -22,8 +22,9 @@ from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 from qdrop.models import build_model
 from qdrop.quantization.state import quantized_modules
 from qdrop.solver import recon
+from qdrop.solver.accuracy import accuracy
 from qdrop.solver.cache import Pair, Value
-from qdrop.solver.imagenet_util import accuracy, calibration_images, validation_loader
+from qdrop.solver.imagenet_util import calibration_images, validation_loader
 from qdrop.solver.loss import RoundingSchedule
 
 

@@ -4,13 +4,18 @@ ResNet-20 on CIFAR-10 at W2A4 and W2A2, 1,024 calibration images. Schedules are 
 training images that were not calibrated on; the test images are only reported. Needs real data:
 
     python -m benchmarks.iterations --data DATA/cifar10 --weights DATA/cifar10/weights/resnet20.safetensors
+
+It takes hours, so runs that are on record are not repeated, and parts of it can be run one after the other
+(`--iters 20000 --schedules published --seeds 1`); delete benchmarks/results/iterations.json to start afresh.
 """
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +23,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import qdrop
-from benchmarks.common import COLORS, Outcome, Table, arguments, axes, main
+from benchmarks.common import COLORS, HERE, Outcome, Record, Table, arguments, axes, main
 from qdrop.config import PRESETS, ActivationQConfig, DataConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.models import build_model
-from qdrop.solver.imagenet_util import accuracy, calibration_images, validation_loader
+from qdrop.solver.accuracy import accuracy
+from qdrop.solver.imagenet_util import calibration_images, validation_loader
 
 CALIBRATED, HELD_OUT = 1024, 3072
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -70,52 +76,81 @@ def runs(args: argparse.Namespace, planned: list[Key]) -> Iterator[tuple[Key, fl
         yield key, *found
 
 
-def plot(tested: dict[Key, float], iters: list[int]) -> Figure:
+def name_of(key: Key, what: str) -> str:
+    """The name of a figure of one run."""
+    bits, schedule, iters, seed = key
+    return f"{bits}.{schedule}.{iters}.seed{seed}.{what}"
+
+
+def recorded(path: Path) -> dict[str, float]:
+    """Figures of the runs on record; none if there is no record."""
+    return dict(Record.read(path).figures) if path.exists() else {}
+
+
+def of_seeds(figures: dict[str, float], bits: str, schedule: str, iters: int, what: str) -> list[float]:
+    """A figure of every seed on record."""
+    found = (re.fullmatch(rf"{re.escape(f'{bits}.{schedule}.{iters}')}\.seed\d+\.{what}", name) for name in figures)
+    return [figures[match.string] for match in found if match]
+
+
+def groups(figures: dict[str, float]) -> list[tuple[str, str, int]]:
+    """Bits, schedule and iterations of what is on record, in the order of the table."""
+    found = {tuple(name.rsplit(".", 4)[:3]) for name in figures if name.endswith(".top1")}
+    parts = {(bits, schedule, int(iters)) for bits, schedule, iters in found}
+    return sorted(parts, key=lambda g: (list(BITS).index(g[0]), list(SCHEDULES).index(g[1]), g[2]))
+
+
+def plot(figures: dict[str, float]) -> Figure:
     """Test top-1 against iterations, mean over seeds: a line for each schedule, solid at W2A4, dashed at W2A2."""
     figure, ax = axes("ResNet-20, CIFAR-10 (JPEG copies)", "iterations per unit", "top-1, percent")
     for bits, style in zip(BITS, ("-", "--"), strict=True):
         for color, schedule in zip(COLORS, SCHEDULES, strict=False):
-            points = [(n, _mean(tested, bits, schedule, n)) for n in iters if _seeds(tested, bits, schedule, n)]
-            if not points:
-                continue
-            ax.plot(*zip(*points, strict=True), style, marker="o", color=color, label=f"{bits}, {schedule}")
+            found = [group for group in groups(figures) if group[:2] == (bits, schedule)]
+            points = [(group[2], statistics.mean(of_seeds(figures, *group, "top1"))) for group in found]
+            if points:
+                ax.plot(*zip(*points, strict=True), style, marker="o", color=color, label=f"{bits}, {schedule}")
+    iters = sorted({group[2] for group in groups(figures)})
     ax.set_xscale("log")
-    ax.set_xticks(iters, [str(n) for n in iters])
+    ax.set_xticks(iters, [f"{n:,}" for n in iters], minor=False)
+    ax.minorticks_off()
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _seeds(values: dict[Key, float], bits: str, schedule: str, iters: int) -> list[float]:
-    return [value for key, value in values.items() if key[:3] == (bits, schedule, iters)]
+def cells(values: list[float]) -> str:
+    """Mean, and standard deviation where there are several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def _mean(values: dict[Key, float], bits: str, schedule: str, iters: int) -> float:
-    return statistics.mean(_seeds(values, bits, schedule, iters))
+def outcome(figures: dict[str, float]) -> Outcome:
+    """All runs on record as a table and a plot."""
+    rows = tuple(
+        (bits, schedule, f"{iters:,}", str(len(top1)), cells(agrees), cells(top1))
+        for bits, schedule, iters in groups(figures)
+        for top1, agrees in [[of_seeds(figures, bits, schedule, iters, what) for what in ("top1", "agreement")]]
+    )
+    columns = ("bits", "schedule", "iterations", "seeds", "agreement, held out", "top-1, test")
+    notes = (
+        "Mean and standard deviation over seeds.",
+        f"Agreement: share of {HELD_OUT:,} training images, not calibrated on, for which the prediction is that of the"
+        " full-precision network; schedules are chosen by it.",
+        "Runs on record are not repeated; `--iters`, `--schedules` and `--seeds` name parts of the study.",
+    )
+    return Outcome(figures, (Table("Accuracy against iterations, percent.", columns, rows),), plot(figures), notes)
 
 
 def measure(args: argparse.Namespace) -> Outcome:
-    """Every schedule at every number of iterations, for every seed; 20 iterations of two runs if `args.quick`."""
-    iters = [20] if args.quick else args.iters
-    seeds = [1] if args.quick else args.seeds
-    planned = [(b, s, n, seed) for n in iters for seed in seeds for b in BITS for s in args.schedules]
-    held_out: dict[Key, float] = {}
-    tested: dict[Key, float] = {}
-    for key, agrees, top1 in runs(args, planned[:2] if args.quick else planned):
-        held_out[key], tested[key] = agrees, top1
-    groups = list(dict.fromkeys(key[:3] for key in tested))
-    rows = tuple(
-        (*map(str, group), f"{_mean(held_out, *group):.2f}", f"{_mean(tested, *group):.2f}") for group in groups
-    )
-    columns = ("bits", "schedule", "iterations", "agreement, held out", "top-1, test")
-    figures = {f"{b}.{s}.{n}.top1": _mean(tested, b, s, n) for b, s, n in groups}
-    figures |= {f"{b}.{s}.{n}.agreement": _mean(held_out, b, s, n) for b, s, n in groups}
-    note = f"Mean over {len(seeds)} seeds. Agreement: share of {HELD_OUT} training images, not calibrated on, for which"
-    return Outcome(
-        figures,
-        (Table("Accuracy against iterations, percent.", columns, rows),),
-        None if args.quick else plot(tested, iters),
-        (f"{note} the prediction is that of the full-precision network; schedules are chosen by it.",),
-    )
+    """What is not on record of every schedule, number of iterations and seed; 20 iterations if `args.quick`."""
+    if args.quick:
+        planned = [("W2A4", schedule, 20, 1) for schedule in list(SCHEDULES)[:2]]
+        figures: dict[str, float] = {}
+    else:
+        planned = [(b, s, n, seed) for n in args.iters for seed in args.seeds for b in BITS for s in args.schedules]
+        figures = recorded(HERE / "results" / "iterations.json")
+    for key, agrees, top1 in runs(args, [key for key in planned if name_of(key, "top1") not in figures]):
+        figures |= {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
+    return outcome(figures)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     made = arguments(str(__doc__), "iterations")
     made.add_argument("--data", required=True, metavar="PATH", help="CIFAR-10, as the config's data.path")
     made.add_argument("--weights", required=True, metavar="FILE", help="ResNet-20 trained on it")
-    made.add_argument("--iters", type=int, nargs="+", default=[100, 250, 500, 1000, 2000], metavar="N")
+    made.add_argument("--iters", type=int, nargs="+", default=[100, 300, 1000, 2000, 20000], metavar="N")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     made.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="default: all")
     return made

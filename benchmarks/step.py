@@ -61,14 +61,18 @@ def block(case: Case, device: torch.device) -> tuple[fx.GraphModule, Pair, Tenso
     model = quantize_graph(graph, plan).to(device)
     calibrate(model, images, 2, device)
     part = next(part for part in segments(model, plan) if part.name == case.unit)
-    full = torch.randn(IMAGES, *case.shape, device=device).relu()
+    full = torch.randn(IMAGES, *case.shape, device=device).relu().to(memory_format=torch.channels_last)
     inputs = Pair(full, full + 0.01 * torch.randn_like(full))
     return part.module, inputs, run_all(part.module, (full,), 8, device)[0][:]
 
 
-def bare_step(unit: fx.GraphModule, full: Tensor, target: Tensor) -> Callable[[], None]:
-    """One iteration of training the float block each time it is called."""
+def bare_step(unit: fx.GraphModule, full: Tensor, target: Tensor, layout: torch.memory_format) -> Callable[[], None]:
+    """One iteration of training the float block each time it is called, weights and activations in a layout."""
     unit = copy.deepcopy(unit)
+    for parameter in unit.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    full, target = full.contiguous(memory_format=layout), target.contiguous(memory_format=layout)
     layers = [m for m in unit.modules() if isinstance(m, QuantizedModule)]
     learned = [p.requires_grad_() for layer in layers for p in layer.parameters(recurse=False)]
     optimizer = torch.optim.Adam(learned, lr=1e-6)
@@ -85,7 +89,11 @@ def bare_step(unit: fx.GraphModule, full: Tensor, target: Tensor) -> Callable[[]
 def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Callable[[], object]]:
     """What is timed, each a call for one iteration."""
     unit, inputs, target = block(case, device)
-    made: dict[str, Callable[[], object]] = {"bare": bare_step(unit, inputs.full[:], target)}
+    full = inputs.full[:]
+    made: dict[str, Callable[[], object]] = {
+        "bare": bare_step(unit, full, target, torch.contiguous_format),
+        "bare channels-last": bare_step(unit, full, target, torch.channels_last),
+    }
     base = ReconConfig(iters=rounds + 100, warm_up=0.0)
     for name, config in (("compiled", replace(base, compile="on")), ("eager", replace(base, compile="off"))):
         steps = iterations(copy.deepcopy(unit), inputs, target, config, torch.Generator().manual_seed(0))
@@ -99,7 +107,7 @@ def measure(args: argparse.Namespace) -> Outcome:
     cases = (CASES[0], CASES[2]) if args.quick else CASES
     figures: dict[str, float] = {}
     rows: list[tuple[str, ...]] = []
-    ratios: dict[str, list[float]] = {"compiled": [], "eager": [], "plain": []}
+    ratios: dict[str, list[float]] = {"bare channels-last": [], "compiled": [], "eager": [], "plain": []}
     for case in cases:
         rounds = 15 if args.quick else (61 if case is CASES[0] else 21)
         timed = interleaved(candidates(case, args.device, rounds), rounds, args.device, warm_up=3)
@@ -107,9 +115,9 @@ def measure(args: argparse.Namespace) -> Outcome:
         figures[f"{key}.bare.ms"] = 1e3 * timed.median("bare")
         for name, found in ratios.items():
             found.append(timed.ratio(name, "bare"))
-            figures[f"{key}.{name}.ratio"] = found[-1]
+            figures[f"{key}.{name.replace(' ', '_')}.ratio"] = found[-1]
         figures[f"{key}.speedup_over_plain"] = timed.ratio("plain", "compiled")
-        cells = [f"{figures[f'{key}.{name}.ratio']:.2f}" for name in ratios]
+        cells = [f"{found[-1]:.2f}" for found in ratios.values()]
         rows.append((case.label.replace("\n", " "), f"{figures[f'{key}.bare.ms']:.1f} ms", *cells))
     figure, ax = axes("Reconstruction step / bare training step", "", "ratio, lower is better", (8.0, 4.2))
     bars(ax, [case.label for case in cases], ratios)
@@ -121,7 +129,11 @@ def measure(args: argparse.Namespace) -> Outcome:
         figures,
         (table,),
         figure,
-        (f"Targets: {wanted}. Medians of interleaved rounds, 'plain' is the step as the published code writes it.",),
+        (
+            f"Targets: {wanted}. Medians of interleaved rounds, 'plain' is the step as the published code writes it.",
+            "The bare step has PyTorch's default layout of memory, ours is channels-last; what that alone gains is"
+            " in the column of the bare step in that layout.",
+        ),
     )
 
 

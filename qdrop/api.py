@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from qdrop.config import QuantConfig, ReconConfig
 from qdrop.config_io import config_from_dict
 from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import trace
+from qdrop.quantization.graph import GraphError, trace
 from qdrop.quantization.plan import Plan, make_plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.calibrate import calibrate
@@ -34,6 +35,8 @@ class Report:
     """Losses before and after, in order; empty without reconstruction."""
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def quantize(
     model: nn.Module,
     calibration: Tensor | Iterable[Batch],
@@ -42,7 +45,7 @@ def quantize(
     seed: int = 1005,
     device: torch.device | str | None = None,
 ) -> tuple[fx.GraphModule, Report]:
-    """Quantize a trained network.
+    """Quantize a trained network, also inside `torch.no_grad()` or `torch.inference_mode()`.
 
         quantized, report = qdrop.quantize(model, loader, {"w_qconfig": {"bit": 2}, "recon": {"iters": 2000}})
 
@@ -60,7 +63,8 @@ def quantize(
         The quantized network, which stays a plain module on `device`, and a report.
 
     Raises:
-        GraphError: If the network cannot be traced or quantized; names the module and the reason.
+        GraphError: If the network is not in float32, cannot run on the images, or cannot be traced or quantized;
+            names the parameter or module and the reason.
         ConfigError: If the config has an unknown key or a value out of range.
         ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
             float32 tensors `[N, C, H, W]`.
@@ -68,11 +72,11 @@ def quantize(
     quant = _config(config)
     recon = quant.recon
     images = _collect(calibration, quant.calibrate)
-    _check(images, recon.batch_size if recon else 1, quant.calibrate)
+    _check(images, quant)
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
 
-    graph = trace(model, images[:2].to(parameter.device))
+    graph = _trace(model, images[:2].to(parameter.device))
     plan = make_plan(graph, quant, recon.granularity if recon else "block")
     quantized = quantize_graph(graph, plan).to(target)
     batch_size = recon.batch_size if recon else 32
@@ -87,16 +91,33 @@ def quantize(
     return quantized, Report(plan, units)
 
 
-def _check(images: Tensor, needed: int, wanted: int) -> None:
+def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """:func:`trace`, with the reason where the model cannot even run on `example`, images `[N, C, H, W]`."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise GraphError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32, as model.float() makes")
+    if any(value.is_inference() for value in model.state_dict().values()):
+        model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
+    try:
+        return trace(model, example)
+    except GraphError:
+        raise
+    except Exception as error:  # a foreign network may raise anything
+        shape = list(example.shape[1:])
+        raise GraphError(f"the model cannot run on images [C, H, W] of shape {shape}: {error}") from error
+
+
+def _check(images: Tensor, quant: QuantConfig) -> None:
     """Refuse calibration images that no good network can come from."""
+    needed, setting = (1, "") if quant.recon is None else (quant.recon.batch_size, " (recon.batch_size)")
     if len(images) < needed:
-        raise ValueError(f"{len(images)} calibration images; at least {needed} (recon.batch_size) are needed")
+        raise ValueError(f"{len(images)} calibration images; at least {needed}{setting} are needed")
     if images.dtype != torch.float32:
         raise ValueError(f"calibration images are {images.dtype}; expected torch.float32, normalised as in training")
     if not images.isfinite().all():
         raise ValueError("calibration images hold values that are not finite")
-    if len(images) < wanted:
-        log.warning("%d calibration images, of the %d that quant.calibrate asks for", len(images), wanted)
+    if len(images) < quant.calibrate:
+        log.warning("%d calibration images, of the %d that quant.calibrate asks for", len(images), quant.calibrate)
 
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
@@ -106,15 +127,27 @@ def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
 
 
 def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:
-    """The first `count` images `[N, C, H, W]`."""
+    """The first `count` images `[N, C, H, W]`; they can be learned from, wherever they were made."""
     if isinstance(calibration, Tensor):
-        return calibration[:count]
+        images = _images(calibration)[:count]
+        return images.clone() if images.is_inference() else images
     batches: list[Tensor] = []
     for batch in calibration:
-        images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(images, Tensor):
-            raise ValueError(f"a calibration batch is a {type(batch).__name__}; expected images, or (images, labels)")
-        batches.append(images)
+        batches.append(_images(batch))
         if sum(len(b) for b in batches) >= count:
             break
+    if len(shapes := {tuple(b.shape[1:]) for b in batches}) > 1:
+        raise ValueError(f"calibration images are of different shapes [C, H, W]: {', '.join(map(str, sorted(shapes)))}")
     return torch.cat(batches)[:count] if batches else torch.empty(0)
+
+
+def _images(batch: Batch) -> Tensor:
+    """The images of a batch, `[N, C, H, W]`."""
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise ValueError(f"a calibration batch is a {type(batch).__name__}; expected images, or (images, labels)")
+    if images.ndim != 4:
+        raise ValueError(
+            f"calibration images are of shape {list(images.shape)}; expected [N, C, H, W], or batches of that shape"
+        )
+    return images

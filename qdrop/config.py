@@ -28,6 +28,7 @@ Observer = Literal[
     "AvgMSEObserver",
     "MSEFastObserver",
     "AvgMSEFastObserver",
+    "ClippingObserver",
 ]
 
 

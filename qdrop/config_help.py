@@ -131,7 +131,7 @@ def _bounds(limits: list[Any]) -> str:
 def _paragraph(setting: Setting, width: int) -> str:
     """One setting: key, default and type on a line, its meaning below; a section has an empty line above."""
     name, words = ".".join(setting.key), describe(setting.hint)
-    if words.startswith("section"):
+    if any(not further for further, _ in _sections(setting.hint)):  # one itself, not a mapping of some
         is_off = " = null" if setting.default is None else ""
         return f"\n{name}{is_off}  ({words})\n{_fill(setting.meaning, width, 6)}"
     head = f"{name} = {json.dumps(setting.default)}  ({words})"

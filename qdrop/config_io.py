@@ -71,6 +71,15 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return _ADAPTER.dump_python(config, mode="json")
 
 
+def flat(data: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested data with its key: `quant.recon.iters`; of an empty mapping the mapping."""
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every setting as YAML; `load_config` reads it back."""
     write_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import qdrop
+from qdrop import GraphError
 from qdrop.config import QuantConfig
 from qdrop.config_io import ConfigError
 from qdrop.quantization.state import quantizers
@@ -96,6 +97,40 @@ def test_too_few_images(model, images, count):
         qdrop.quantize(model, [], RECON)
 
 
+def test_the_batch_of_the_reconstruction_is_named_only_where_there_is_one(model, images):
+    with pytest.raises(ValueError, match=r"7 calibration images; at least 8 \(recon\.batch_size\) are"):
+        qdrop.quantize(model, images[:7], RECON)
+    with pytest.raises(ValueError, match="0 calibration images; at least 1 are needed"):
+        qdrop.quantize(model, images[:0], RECON | {"recon": None})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("form", ["tensor", "batches"])
+def test_without_gradients_outside_it_learns_all_the_same(mode, form, model, images):
+    expected = qdrop.quantize(model, images, RECON)[0](images)
+    with mode():
+        torch.manual_seed(0)
+        made_here, copied = Small().eval(), images.clone()  # in inference mode they can never be saved for backward
+        given = copied if form == "tensor" else copied.split(8)
+        assert torch.equal(qdrop.quantize(made_here, given, RECON)[0](images), expected)
+        assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode) and not torch.is_grad_enabled()
+    quantized, _ = qdrop.quantize(made_here, given, RECON)
+    assert torch.equal(quantized(images), expected)
+    quantized(images).sum().backward()  # a plain module
+    assert made_here.head.weight.is_inference() is (mode is torch.inference_mode)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_is_refused(dtype, model, images):
+    with pytest.raises(GraphError, match=rf"'stem\.weight' is {dtype}; expected torch\.float32"):
+        qdrop.quantize(model.to(dtype), images, RECON)
+
+
+def test_images_that_the_model_cannot_run_on(model, images):
+    with pytest.raises(GraphError, match=r"cannot run on images \[C, H, W\] of shape \[8, 8, 3\]: .*channels"):
+        qdrop.quantize(model, images.permute(0, 2, 3, 1), RECON)
+
+
 def test_an_unknown_key_is_named(model, images):
     with pytest.raises(ConfigError, match=r"w_qconfig\.bits.*bit"):
         qdrop.quantize(model, images, {"w_qconfig": {"bits": 3}})
@@ -123,6 +158,10 @@ def test_the_quantized_model_keeps_its_learned_integers_in_its_state_dict(model,
         (lambda images: images / 0, "not finite"),
         (lambda images: [{"image": images}], "is a dict; expected images"),
         (lambda images: [[]], "is a list; expected images"),
+        (lambda images: images[0], r"of shape \[3, 8, 8\]; expected \[N, C, H, W\]"),
+        (lambda images: images.sum(), r"of shape \[\]; expected \[N, C, H, W\]"),
+        (lambda images: [(image, 0) for image in images], r"of shape \[3, 8, 8\]; expected .* batches"),
+        (lambda images: [images, images[:, :, :4]], r"different shapes .*\(3, 4, 8\), \(3, 8, 8\)"),
     ],
 )
 def test_images_that_cannot_be_calibrated_on(model, images, change, told):

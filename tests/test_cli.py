@@ -2,11 +2,14 @@
 
 import json
 import operator
+import runpy
 import shutil
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
+import setuptools
 import torch
 
 from qdrop.checkpoint import load, read, save
@@ -17,7 +20,8 @@ from qdrop.solver.evaluate import ALWAYS, IMAGES, PLACES, TORCH
 
 onnx = pytest.importorskip("onnx")
 
-CONFIG = Path(__file__).parents[1] / "exp" / "quickstart" / "config.yaml"
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=4", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=200"]
 
 
@@ -231,3 +235,23 @@ def test_an_unknown_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["quantise"])
     assert caught.value.code == 2 and "quantise" in capsys.readouterr().err
+
+
+@pytest.fixture
+def scripts(monkeypatch) -> list[EntryPoint]:
+    """The commands that `pip install` makes, as setup.py declares them."""
+    told = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **settings: told.update(settings))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    names = [line.partition("=") for line in told["entry_points"]["console_scripts"]]
+    return [EntryPoint(name, value, "console_scripts") for name, _, value in names]
+
+
+def test_the_installed_command_runs(scripts, monkeypatch, capsys):
+    (script,) = scripts
+    assert script.name == "qdrop"
+    monkeypatch.setattr("sys.argv", [script.name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        script.load()()
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("usage: qdrop ")

@@ -1,12 +1,13 @@
 """Settings: what parses, what is refused and how errors read."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import ValidationError
 
 from qdrop.config import PRESETS, ActivationQConfig, Config, DataConfig, LayerBits, QuantConfig, ReconConfig
-from qdrop.config_help import describe, settings, settings_help
+from qdrop.config_help import Setting, _paragraph, describe, settings, settings_help
 from qdrop.config_io import (
     ConfigError,
     config_from_dict,
@@ -438,3 +439,8 @@ def test_a_preset_replaces_what_the_files_below_set(write):
     recon = load_config(path, ["quant.recon.scale_lr=0.7", "quant.recon.preset=fast"]).quant.recon
     fast = PRESETS["fast"]
     assert (recon.iters, recon.round_lr, recon.scale_lr, recon.weight) == (fast["iters"], fast["round_lr"], 0.7, 0.3)
+
+
+def test_a_section_is_known_by_its_type_not_by_its_words():
+    book = Setting(("book",), Annotated[str, "section of a book"], "first", "Where to read.")
+    assert _paragraph(book, 80).startswith('  book = "first"  (section of a book)\n')

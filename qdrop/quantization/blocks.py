@@ -26,11 +26,12 @@ def in_blocks(function: Callable[..., None], count: int, *tensors: Tensor) -> li
         tensors: Arguments, all of one shape.
 
     Returns:
-        The results, float32, in the shape and memory layout of the first argument.
+        The results, in the shape and memory layout of the first argument; float32, or float64 if that is.
     """
     first, size = tensors[0], BLOCK * torch.get_num_threads()
     layout = memory_format(first)
-    results = [torch.empty_like(first, dtype=torch.float32, memory_format=layout) for _ in range(count)]
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    results = [torch.empty_like(first, dtype=dtype, memory_format=layout) for _ in range(count)]
     if _is_traced() or first.device.type != "cpu" or first.numel() <= size:
         function(*tensors, *results)
     else:

@@ -63,7 +63,7 @@ def channels_last(graph: fx.GraphModule) -> fx.GraphModule:
     """
     for layer in graph.modules():
         if isinstance(layer, QConv2d):
-            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            layer.to(memory_format=torch.channels_last)
     return graph
 
 

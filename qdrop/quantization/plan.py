@@ -146,14 +146,15 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _check_overrides(config: QuantConfig, specs: list[QuantizerSpec]) -> None:
-    """Refuse an override that would change nothing."""
+    """Refuse a pattern that matches nothing of the kind it gives bits for; without bits, nothing at all."""
     for pattern, override in config.overrides.items():
-        kinds = {Kind.WEIGHT: override.w_bit, Kind.ACTIVATION: override.a_bit}
-        for kind in (kind for kind, bit in kinds.items() if bit is not None):
-            names = [spec.name.rpartition(".")[0] for spec in specs if spec.kind is kind]
+        bits = {Kind.WEIGHT: override.w_bit, Kind.ACTIVATION: override.a_bit}
+        given: list[tuple[Kind, ...]] = [(kind,) for kind, bit in bits.items() if bit is not None]
+        for kinds in given or [tuple(bits)]:
+            names = [spec.name.rpartition(".")[0] for spec in specs if spec.kind in kinds]
             if not any(_matches(pattern, name) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
                 raise PlanError(
-                    f"quant.overrides: the pattern '{pattern}' matches no quantized {kind};"
+                    f"quant.overrides: the pattern '{pattern}' matches no quantized {' or '.join(kinds)};"
                     f" names here look like {', '.join(near)}"
                 )

@@ -79,8 +79,10 @@ class Points:
         return Points(means.view(rows, bins), counts.view(rows, bins), self.lo, self.hi)
 
 
-def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool) -> Tensor:
-    """Mean `abs(x_hat - x)^2.4` of each row for each candidate range.
+def rounding_error(
+    points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int, symmetric: bool, norm: float = NORM
+) -> Tensor:
+    """Mean `abs(x_hat - x)^norm` of each row for each candidate range.
 
     Args:
         points: Values `[C, n]`.
@@ -89,6 +91,7 @@ def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int,
         qmin: Smallest integer.
         qmax: Largest integer.
         symmetric: Zero point fixed at 0.
+        norm: Exponent of the error.
 
     Returns:
         Errors `[C, K]`.
@@ -108,14 +111,14 @@ def rounding_error(points: Points, lo: Tensor, hi: Tensor, qmin: int, qmax: int,
             s, z = scale[part, some, None], zero_point[part, some, None]
             steps = values / s
             rounded = torch.round(steps).add_(z).clamp_(qmin, qmax).sub_(z)
-            error = rounded.sub_(steps).abs_().log2_().mul_(NORM).exp2_()  # a power, in half of pow's time
+            error = rounded.sub_(steps).abs_().log2_().mul_(norm).exp2_()  # a power, in half of pow's time
             if counts is not None:
                 error = error * counts
-            errors[part, some] = error.sum(2) / total * s[..., 0] ** NORM
+            errors[part, some] = error.sum(2) / total * s[..., 0] ** norm
     return errors
 
 
-def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
+def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool, norm: float = NORM) -> Range:
     """Best of the candidate ranges of the published method, found from coarse to fine.
 
     Symmetric, or with all values of the tensor on one side of zero, a candidate is `i/100` of the larger
@@ -128,6 +131,7 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
         qmin: Smallest integer.
         qmax: Largest integer.
         symmetric: Zero point fixed at 0.
+        norm: Exponent of the error.
 
     Returns:
         Lower and upper ends `[C]`, `[C]`.
@@ -135,7 +139,7 @@ def grid_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Range:
     candidate, zero_points = _candidates(points, qmin, qmax, symmetric)
 
     def error(on: Points, width: Tensor, zero_point: Tensor) -> Tensor:
-        return rounding_error(on, *candidate(width / WIDTHS, zero_point), qmin, qmax, symmetric)
+        return rounding_error(on, *candidate(width / WIDTHS, zero_point), qmin, qmax, symmetric, norm)
 
     rough, bins = points.summary(ROUGH), FINE * (qmax - qmin + 1)
     fine = rough if bins <= ROUGH else points.summary(bins)

@@ -1,6 +1,9 @@
 """Run the main job at several bit widths, with and without the drop; print a table and draw it.
 
 python -m qdrop.solver.compare --config exp/quickstart/config.yaml quant.recon.iters=500
+
+Started again, it goes on behind the runs that are complete: the same table and picture, at once. To run all of them
+again, delete the folder or set `process.out` to another one.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ from qdrop.config import ActivationQConfig, Config
 from qdrop.config_io import ConfigError, parse_args, run_folder
 from qdrop.solver.command import exit_status
 from qdrop.solver.main_imagenet import run
+from qdrop.solver.memory import keep_freed_memory
 
 SETTINGS = ((4, 4), (3, 3), (2, 4), (2, 2))
 """Bits of weights and activations, as in the paper's tables."""
@@ -108,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     matplotlib.use("Agg")
 
     def work() -> None:
+        keep_freed_memory()
         config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
         out = run_folder(config, file)
         out = out if config.process.out else out.with_name(f"compare-{out.name}")

@@ -8,9 +8,8 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,67 +21,23 @@ from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import make_plan
 from qdrop.quantization.state import quantizing
+from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status
-from qdrop.solver.imagenet_util import (
-    accuracy,
-    calibration_images,
-    check_network,
-    num_classes,
-    validation_loader,
-)
+from qdrop.solver.imagenet_util import calibration_images, num_classes, validation_loader
+from qdrop.solver.memory import keep_freed_memory
 from qdrop.solver.precision import tf32
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
+from qdrop.solver.result import Result
 from qdrop.solver.resume import FinishedUnits, identity
-from qdrop.solver.run_folder import RESUME, RunFolder, logging_to, peak_memory_mb, portable
+from qdrop.solver.run_folder import RESUME, RunFolder, complete, locked, logging_to, peak_memory_mb, portable
 
 log = logging.getLogger("qdrop")
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run found out."""
-
-    model: str
-    """Network."""
-    data: str
-    """What it was evaluated on."""
-    w_bit: int
-    """Bits of the weights."""
-    a_bit: int | None
-    """Bits of the activations; None: not quantized."""
-    top1_full: float
-    """Top-1 of the full-precision network, percent."""
-    top1_nearest: float
-    """Top-1 with everything rounded to the nearest, percent."""
-    top1: float
-    """Top-1 of the outcome, percent."""
-    drop_prob: float | None
-    """Probability of keeping a quantized activation during reconstruction; None: no reconstruction."""
-    iters: int
-    """Iterations per unit; 0: no reconstruction."""
-    calibration_images: int
-    """Images that were calibrated and reconstructed on."""
-    validation_images: int
-    """Images that top-1 was measured on."""
-    seed: int
-    """Seed of the run."""
-    seconds_calibrate: float
-    """Wall time of calibration."""
-    seconds_reconstruct: float
-    """Wall time of reconstruction; of an interrupted run, with that of the units finished before."""
-    peak_memory_mb: float
-    """Most memory held."""
-
-    def figures(self) -> dict[str, Any]:
-        """All but what it cost: the same for every run of the same settings."""
-        costs = ("seconds_calibrate", "seconds_reconstruct", "peak_memory_mb")
-        return {name: value for name, value in asdict(self).items() if name not in costs}
-
-
 def run(config: Config, out: Path) -> Result:
-    """Quantize and measure one network.
+    """Quantize and measure one network; where that was done before, with the same settings, only tell the result.
 
     Args:
         config: All settings.
@@ -95,6 +50,17 @@ def run(config: Config, out: Path) -> Result:
         QdropError: Names what to change.
         OSError: If a file cannot be read or written.
     """
+    recon = config.quant.recon
+    with locked(out):
+        if (found := complete(out, config)) is not None:
+            log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
+            return found
+        with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
+            return _quantize(config, out)
+
+
+def _quantize(config: Config, out: Path) -> Result:
+    """The work of :func:`run`, from the data to the figures."""
     quant, recon, seed = config.quant, config.quant.recon, config.process.seed
     folder = RunFolder(out)
     device = pick_device(config)
@@ -137,25 +103,19 @@ def run(config: Config, out: Path) -> Result:
     # The outcome, measured on what the run leaves behind.
     outcome = checkpoint.describe(quantized, portable(config))
     top1 = accuracy(outcome.build().to(device), loader, device)
-    result = Result(
-        model=config.model.type,
-        data=config.data.name or config.data.type,
-        w_bit=quant.w_qconfig.bit,
-        a_bit=quant.a_qconfig.bit if quant.a_qconfig else None,
+    result = Result.of(
+        config,
         top1_full=full,
         top1_nearest=nearest,
         top1=top1,
-        drop_prob=recon.drop_prob if recon else None,
-        iters=recon.iters if recon else 0,
         calibration_images=len(images),
         validation_images=len(loader.dataset),  # type: ignore[arg-type]
-        seed=seed,
         seconds_calibrate=seconds_calibrate,
         seconds_reconstruct=seconds_reconstruct,
         peak_memory_mb=peak_memory_mb(device),
     )
-    folder.result(result)
     folder.model(outcome.with_metrics(result.figures()))
+    folder.result(result)
     finished.clear()
     log.info("%s: top-1 %.2f (full precision %.2f); results in %s", config.model.type, top1, full, out)
     return result
@@ -184,11 +144,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     """Entry point of the command line; returns the exit status."""
 
     def work() -> None:
+        keep_freed_memory()
         config, file = parse_args(argv, prog)
-        out = run_folder(config, file)
-        recon = config.quant.recon
-        with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
-            run(config, out)
+        run(config, run_folder(config, file))
 
     return exit_status(work)
 

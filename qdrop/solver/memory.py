@@ -1,5 +1,7 @@
 """How much memory is free, and whether an error means that there was none left."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux keeps the limits of a container or of a job (version 2 of its interface)."""
 MEMBERSHIP = Path("/proc/self/cgroup")
 """Which of them this process is in."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3), as its malloc.h numbers them."""
 
 
 def free_and_total(device: torch.device) -> tuple[int, int]:
@@ -20,6 +24,20 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
     memory = psutil.virtual_memory()
     limits = [(memory.available, memory.total), *_control_groups()]
     return min(left for left, _ in limits), min(allowed for _, allowed in limits)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what it frees, up to 2 GB, for the whole process; where it is not glibc, do nothing.
+
+    By default a large tensor's memory goes back to the system when it is freed and comes back zeroed, page by page:
+    in an iteration that allocates and frees the same activations again, up to a fifth of the time.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

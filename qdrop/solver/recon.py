@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -88,84 +87,99 @@ def reconstruct(
         OSError: If values are to be kept on disk and there is no room.
     """
     parts = segments(model, plan)
-    compiler = Compiler(config.compile)
     storage = Storage(config.cache, device, config.keep_gpu, scratch)
+    walk = _Walk(config, seed, device, storage, Compiler(config.compile), watch)
     cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
     for index, part in enumerate(parts):
+        report = walk.through(index, part, cache, finished)
+        if report is not None:
+            yield report
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The way through the segments: what is the same for all of them."""
+
+    config: ReconConfig
+    seed: int
+    device: torch.device
+    storage: Storage
+    compiler: Compiler
+    watch: Callable[[str, Step], None] | None
+
+    def through(
+        self, index: int, part: Segment, cache: ActivationCache, finished: Finished | None
+    ) -> UnitReport | None:
+        """Take all values through a segment and, where it is an unfinished unit, learn on the way.
+
+        Args:
+            index: Number of the segment.
+            part: The segment.
+            cache: Holds what it reads, and then what it writes.
+            finished: Units finished before.
+
+        Returns:
+            Its report; None if it is not a unit.
+        """
         started = time.perf_counter()
         done = None if finished is None or part.unit is None else finished.restore(part.name, part.module)
         learns = part.unit is not None and done is None
-        full = _run(part, [cache[name].full for name in part.inputs], config, device, storage, quantized=False)
+        with quantizing(part.module, weights=False, activations=False):
+            full = self.run(part, [cache[name].full for name in part.inputs])
         if learns:
             inputs = cache[part.inputs[0]]
-            before = storage.survive(partial(_distance, part, inputs.quantized, full[0], config, device))
-            flipped = _reconstruct_part(part, inputs, full[0], config, seed, device, storage, compiler, watch)
+            before = self.distance(part, inputs.quantized, full[0])
+            flipped = self.learn(part, inputs, full[0])
             del inputs  # the cache alone decides how long they are kept
         cache.forget_full(index)
-        quantized = [cache[name].quantized for name in part.inputs]
-        rounded = _run(part, quantized, config, device, storage, quantized=True)
-        del quantized
+        with quantizing(part.module):
+            rounded = self.run(part, [cache[name].quantized for name in part.inputs])
         if learns:
-            after = _loss_over(rounded[0], full[0], config.batch_size)
+            after = _loss_over(rounded[0], full[0], self.config.batch_size)
         cache.advance(index, part, full, rounded)
-        del full, rounded
-        if part.unit is not None and done is None:
-            seconds, memory = time.perf_counter() - started, peak_memory_mb(device)
-            done = UnitReport(part.name, part.unit.kind, before, after, flipped, seconds, memory)
-            if finished is not None:
-                finished.keep(part.module, done)
-        if done is not None:
-            yield done
+        if part.unit is None or done is not None:
+            return done
+        seconds, memory = time.perf_counter() - started, peak_memory_mb(self.device)
+        report = UnitReport(part.name, part.unit.kind, before, after, flipped, seconds, memory)
+        if finished is not None:
+            finished.keep(part.module, report)
+        return report
 
+    def run(self, part: Segment, inputs: Sequence[Value]) -> tuple[Value, ...]:
+        """What a segment writes for all images, with its quantizers as they are."""
+        size = self.config.batch_size
+        return self.storage.survive(lambda: run_all(part.module, inputs, size, self.device, self.storage))
 
-def _reconstruct_part(
-    part: Segment,
-    inputs: Pair,
-    target: Value,
-    config: ReconConfig,
-    seed: int,
-    device: torch.device,
-    storage: Storage,
-    compiler: Compiler,
-    watch: Callable[[str, Step], None] | None,
-) -> float:
-    """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""
-    watcher = None if watch is None else lambda step: watch(part.name, step)
-    start = {key: value.clone() for key, value in part.module.state_dict().items()}
+    def distance(self, part: Segment, quantized: Value, full: Value) -> float:
+        """Reconstruction loss of a segment as it stands, over all images, without keeping its output."""
 
-    def learn() -> float:
-        part.module.load_state_dict(start)
-        generator = unit_generator(seed, part.name)
-        return reconstruct_unit(part.module, inputs, target, config, generator, watch=watcher, compiler=compiler)
+        def measure() -> float:
+            total = 0.0
+            for rows in _slices(len(full), self.config.batch_size):
+                out = part.module(quantized[rows].to(self.device))
+                total += float(reconstruction_loss(out, full[rows].to(self.device))) * len(out)
+            return total / len(full)
 
-    try:
-        return storage.survive(learn)
-    except ReconstructionError as error:
-        raise ReconstructionError(f"unit '{part.name}': {error}") from error
+        with quantizing(part.module), torch.no_grad():
+            return self.storage.survive(measure)
 
+    def learn(self, part: Segment, inputs: Pair, target: Value) -> float:
+        """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""
+        watch, compiler = self.watch, self.compiler
+        watcher = None if watch is None else lambda step: watch(part.name, step)
+        start = {key: value.clone() for key, value in part.module.state_dict().items()}
 
-def _run(
-    part: Segment,
-    inputs: Sequence[Value],
-    config: ReconConfig,
-    device: torch.device,
-    storage: Storage,
-    quantized: bool,
-) -> tuple[Value, ...]:
-    """What a segment writes for all images, with its quantizers on or off."""
-    with quantizing(part.module, weights=quantized, activations=quantized):
-        return storage.survive(lambda: run_all(part.module, inputs, config.batch_size, device, storage))
+        def attempt() -> float:
+            part.module.load_state_dict(start)
+            generator = unit_generator(self.seed, part.name)
+            return reconstruct_unit(
+                part.module, inputs, target, self.config, generator, watch=watcher, compiler=compiler
+            )
 
-
-@torch.no_grad()
-def _distance(part: Segment, quantized: Value, full: Value, config: ReconConfig, device: torch.device) -> float:
-    """Reconstruction loss of a segment as it stands, over all images, without keeping its output."""
-    total = 0.0
-    with quantizing(part.module):
-        for rows in _slices(len(full), config.batch_size):
-            out = part.module(quantized[rows].to(device))
-            total += float(reconstruction_loss(out, full[rows].to(device))) * len(out)
-    return total / len(full)
+        try:
+            return self.storage.survive(attempt)
+        except ReconstructionError as error:
+            raise ReconstructionError(f"unit '{part.name}': {error}") from error
 
 
 def _loss_over(out: Value, target: Value, batch_size: int) -> float:

@@ -13,11 +13,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import Config, QuantConfig, ReconConfig
-from qdrop.config_io import config_to_dict, load_config
-from qdrop.solver.main_imagenet import Result
+from qdrop.config import ActivationQConfig, Config, ProcessConfig, ReconConfig
+from qdrop.config_io import config_to_dict, flat, load_config
+from qdrop.solver.result import Result
+from qdrop.solver.resume import HOW
+from qdrop.solver.run_folder import PLACES
 
 BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
+
+APART = {
+    "quant.recon.drop_prob",  # a column
+    *(f"process.{field.name}" for field in fields(ProcessConfig)),
+    *(".".join(place) for place in PLACES),
+    *("data.name", "data.num_workers", "data.pin_memory"),  # the result has the name
+    *HOW,
+}
+"""Settings in which results of one mean may differ."""
 
 HEADER = """\
 # Experiments
@@ -49,14 +60,21 @@ class Recorded:
     """A result and the settings it was found with."""
 
     result: Result
-    quant: QuantConfig
+    config: Config
     changes: tuple[str, ...]
     """What its command replaced of the config beside it: `quant.recon.iters=2000`."""
 
     @property
     def recon(self) -> ReconConfig | None:
         """Settings of reconstruction; None: round-to-nearest."""
-        return self.quant.recon
+        return self.config.quant.recon
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        """What it has in common with the same experiment without the drop, or with another seed."""
+        settings = [(key, value) for key, value in flat(config_to_dict(self.config)) if key not in APART]
+        r = self.result
+        return r.data, r.calibration_images, r.validation_images, json.dumps(settings)  # overrides have an order
 
     @property
     def method(self) -> str:
@@ -67,24 +85,40 @@ class Recorded:
 
     @property
     def setting(self) -> str:
-        """On what it was measured and with which schedule, in words."""
+        """On what it was measured and with which schedule, in words; its command tells the rest."""
+        images = f"{self.result.calibration_images:,} calibration images"
         if self.recon is None:
-            return f"{self.result.data}; round-to-nearest"
+            return f"{self.result.data}; round-to-nearest, {images}{self._exceptions()}"
         return (
             f"{self.result.data}; {self.recon.iters:,} iterations of {self.recon.batch_size} images,"
             f" rates {self.recon.round_lr:g} (rounding) and {self.recon.scale_lr:g} (scales),"
-            f" {self.result.calibration_images:,} calibration images{self._exceptions()}"
+            f" {images}{_variants(self.recon)}{self._exceptions()}"
         )
 
     def _exceptions(self) -> str:
         """What has bits of its own."""
         words = [
             f"{pattern} {' '.join(f'{name[0].upper()}{bit}' for name, bit in asdict(bits).items() if bit)}"
-            for pattern, bits in self.quant.overrides.items()
+            for pattern, bits in self.config.quant.overrides.items()
         ]
-        if self.quant.branch_bit:
-            words.append(f"what goes straight into an add A{self.quant.branch_bit}")
+        quant = self.config.quant
+        if quant.a_qconfig is not None and quant.a_qconfig.observer != ActivationQConfig().observer:
+            words.append(f"ranges of activations by {quant.a_qconfig.observer}")
+        if quant.branch_bit:
+            words.append(f"what goes straight into an add A{quant.branch_bit}")
         return f"; but {', '.join(words)}" if words else ""
+
+
+def _variants(recon: ReconConfig) -> str:
+    """How the work was done, where that is not the default."""
+    default, words = ReconConfig(), ""
+    if recon.granularity != default.granularity:
+        words += f", {recon.granularity} by {recon.granularity}"
+    if recon.precision != default.precision:
+        words += f", computed in {recon.precision}"
+    if recon.cache.dtype != default.cache.dtype:
+        words += f", cached in {recon.cache.dtype}"
+    return words
 
 
 def load_results(folder: Path) -> list[Recorded]:
@@ -95,16 +129,20 @@ def load_results(folder: Path) -> list[Recorded]:
     default = _shown(load_config(folder / "config.yaml"))
     found = []
     for file in files:
-        result = Result(**json.loads(file.read_text(encoding="utf-8")))
+        result = Result.read(file)
         config = load_config(file.with_name("config.resolved.yaml"))
-        found.append(Recorded(result, config.quant, tuple(_changes("", default, _shown(config)))))
+        found.append(Recorded(result, config, tuple(_changes("", default, _shown(config)))))
     return found
 
 
 def _shown(config: Config) -> dict[str, Any]:
     """The settings that decide a figure; which images and whose machine is said in words."""
     data = config_to_dict(config)
-    return {"quant": data["quant"], "data": {"test_resize": data["data"]["test_resize"]}}
+    return {
+        "quant": data["quant"],
+        "data": {key: value for key, value in data["data"].items() if f"data.{key}" not in APART},
+        "model": {key: value for key, value in data["model"].items() if f"model.{key}" not in APART},
+    }
 
 
 def _changes(key: str, default: Any, value: Any) -> Iterator[str]:
@@ -169,7 +207,7 @@ def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
             groups = _alike(load_results(folder / bits))
             if not groups:
                 yield f"| {bits.upper()} | `{command}` | - | - | - | - | - | {shown} | - |"
-            for setting, results in groups.items():
+            for results in groups:
                 changes = next((found.changes for found in results if found.method == "QDrop"), results[0].changes)
                 cells = [
                     bits.upper(),
@@ -180,17 +218,17 @@ def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
                     _mean([found.result.top1 for found in results if found.method == "QDrop"]),
                     str(sum(found.method == "QDrop" for found in results)),
                     shown,
-                    setting,
+                    results[0].setting,
                 ]
                 yield f"| {' | '.join(cells)} |"
 
 
-def _alike(results: list[Recorded]) -> dict[str, list[Recorded]]:
-    """Results by what they were measured on, most iterations first."""
-    groups: dict[str, list[Recorded]] = {}
+def _alike(results: list[Recorded]) -> list[list[Recorded]]:
+    """Results of the same experiment together, most iterations first; within it by seed."""
+    groups: dict[tuple[str, int, int, str], list[Recorded]] = {}
     for found in sorted(results, key=lambda found: (-found.result.iters, found.result.seed)):
-        groups.setdefault(found.setting, []).append(found)
-    return groups
+        groups.setdefault(found.key, []).append(found)
+    return list(groups.values())
 
 
 def _mean(values: list[float]) -> str:

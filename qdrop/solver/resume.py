@@ -6,7 +6,7 @@ are not kept: they are computed again, the same, by running the finished units.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdrop.config import Config
-from qdrop.config_io import config_to_dict
+from qdrop.config_io import config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
 from qdrop.errors import QdropError
 from qdrop.files import write_file
@@ -29,6 +29,9 @@ FORMAT = "qdrop-unit"
 VERSION = 1
 IDENTITY = "run.json"
 """In the folder: what the run was, see :func:`identity`."""
+
+CHECKSUMS = "checksums"
+"""Part of the identity: checksums by the name of what they are of."""
 
 VERSIONS = ("torch", "qdrop", "revision")
 """Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
@@ -56,10 +59,12 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
     settings = {"quant": data["quant"], "process.seed": config.process.seed, "data.batch_size": config.data.batch_size}
     weights = {name: value.detach().cpu().contiguous() for name, value in graph.state_dict().items()}
     return {
-        **{key: value for key, value in _flat(settings) if key not in HOW},
-        "the plan": checksum({"plan": json.dumps(plan.to_dict())}, {}),
-        "the weights": checksum({}, weights),
-        "the calibration images": checksum({}, {"images": images.cpu().contiguous()}),
+        **{key: value for key, value in flat(settings) if key not in HOW},
+        CHECKSUMS: {
+            "plan": checksum({"plan": json.dumps(plan.to_dict())}, {}),
+            "weights": checksum({}, weights),
+            "calibration images": checksum({}, {"images": images.cpu().contiguous()}),
+        },
         **dict(zip(VERSIONS, (torch.__version__, installed_version("qdrop"), revision()), strict=True)),
     }
 
@@ -153,16 +158,16 @@ class FinishedUnits:
             before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ResumeError(f"{file} cannot be read: {error}; delete {self._folder} to start afresh") from error
-        differing = [key for key in sorted({*before, *run}) if before.get(key) != run.get(key)]
-        told = [_difference(key, before, run) for key in differing if key not in VERSIONS]
+        differing = dict(_differences(before, run))
+        told = [words for key, words in differing.items() if key not in VERSIONS]
         if told:
             raise ResumeError(
                 f"{self._folder} holds {len(self)} finished units of an interrupted run that was another one:"
                 f" {', '.join(told)}. Start it with the same settings to go on; or set process.out to another folder,"
                 " or delete this one, to start afresh"
             )
-        for key in differing:
-            log.warning("the finished units are of another version: %s", _difference(key, before, run))
+        for words in differing.values():
+            log.warning("the finished units are of another version: %s", words)
 
 
 def _learned(unit: nn.Module) -> dict[str, Tensor]:
@@ -175,16 +180,12 @@ def _learned(unit: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _flat(data: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _difference(key: str, before: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """For example `quant.recon.iters was 2000 and is 500`; of a checksum only that it differs."""
-    if key.startswith("the "):
-        return f"{key} differ"
-    return f"{key} was {before.get(key)} and is {run.get(key)}"
+def _differences(before: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What differs, and how: `quant.recon.iters was 2000 and is 500`; of a checksum only that it does."""
+    for key in sorted({*before, *run} - {CHECKSUMS}):
+        if before.get(key) != run.get(key):
+            yield key, f"{key} was {before.get(key)} and is {run.get(key)}"
+    then, now = before.get(CHECKSUMS, {}), run.get(CHECKSUMS, {})
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            yield f"{CHECKSUMS}.{name}", f"the {name} differ"

@@ -13,18 +13,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig
-from qdrop.config_io import config_to_dict, save_config
+from qdrop.config_io import config_to_dict, load_config, save_config
 from qdrop.files import write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
+from qdrop.solver.result import Result
 
 MODEL = "quantized.safetensors"
 """The quantized network in a run folder."""
@@ -33,6 +34,8 @@ RESUME = "resume"
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+log = logging.getLogger("qdrop")
 
 
 class RunFolder:
@@ -70,8 +73,8 @@ class RunFolder:
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def result(self, result: Any) -> None:
-        """Record the outcome, a dataclass."""
+    def result(self, result: Result) -> None:
+        """Record the outcome, last of all: with it the run is complete."""
         self._write("result.json", asdict(result))
 
     def model(self, outcome: Checkpoint) -> None:
@@ -126,16 +129,63 @@ def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str,
     }
 
 
+def complete(folder: Path, config: Config) -> Result | None:
+    """The result of a run of these settings that has ended; None if there is none, or none that can be read.
+
+    Args:
+        folder: The run folder.
+        config: All settings; `process.out` does not count, since a folder can be moved.
+    """
+    if (folder / RESUME).exists() or not (folder / MODEL).is_file():
+        return None
+    try:
+        before = load_config(folder / "config.resolved.yaml")
+        result = Result.read(folder / "result.json")
+    except (OSError, TypeError, ValueError):  # an unfinished run, or one of another version
+        return None
+    process = replace(before.process, out=config.process.out)
+    return result if replace(before, process=process) == config else None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside: no other process runs in this folder, which is made if it is not there.
+
+    The lock ends with the process, however that ends; the file `.lock` stays and means nothing.
+
+    Raises:
+        OSError: If another process runs in it, or it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        _lock(file, folder)
+        yield
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Lock an open file until it is closed. Not by `flock`: workers that outlive a killed run would keep that."""
+    try:
+        import fcntl  # not on every platform
+    except ModuleNotFoundError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        told = "another run is at work in this folder; wait for its end, or set process.out to another one"
+        raise OSError(errno.EWOULDBLOCK, told, str(folder)) from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): see that no second run is started in it", folder, error)
+
+
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
     """Inside: the package's log also goes to `run.log` in a run folder, which is made if it is not there.
 
-    That of an interrupted run is continued, that of a complete one replaced.
+    What is in it stays: whether this run gets far enough to replace the one before is not known yet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("qdrop")
-    mode = "a" if (folder / RESUME).is_dir() else "w"
-    handler = logging.FileHandler(folder / "run.log", mode=mode, encoding="utf-8")
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:

@@ -82,3 +82,10 @@ def test_formats_that_are_both_count_as_contiguous(shape):
 def test_masks_are_the_same_in_any_layout():
     masks = [Drop(0.4, stream(torch.Generator().manual_seed(3))).mask(random(layout)) for layout in LAYOUTS]
     assert torch.equal(*masks) and masks[1].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_double_precision_stays_so(grad):
+    x, scale = random(torch.contiguous_format).double(), torch.tensor([0.3], dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        assert fake_quantize(x, scale, torch.tensor([4.0]).double(), 0, 15).dtype == torch.float64

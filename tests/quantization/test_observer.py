@@ -161,3 +161,16 @@ def test_a_long_tensor_costs_no_more_memory_than_bins():
     observer = MSEObserver(4, False, -1)
     observer.observe(torch.randn(200_000))
     assert math.prod(observer._points.values.shape) < 200_000
+
+
+def test_clipping_observer_gives_up_outliers():
+    """Ten thousand values around 0 and a few far ones: the published exponent rounds nearly all to 0."""
+    values = torch.randn(1, 10_000, generator=torch.Generator().manual_seed(0)) * 0.6
+    values[0, :20] = 30.0
+
+    def rounded_to_zero(name):
+        scale, zero_point = scale_from_range(*observed(name, [values]), 0, 15, False)
+        return float((fake_quantize(values, scale, zero_point, 0, 15) == 0).float().mean())
+
+    assert rounded_to_zero("MSEObserver") > 0.9
+    assert rounded_to_zero("ClippingObserver") < 0.6

@@ -220,6 +220,7 @@ def test_overrides(graph, overrides, changed):
         ("body.0.conv2", {"a_bit": 4}, "body.0.conv1"),  # its output goes straight into the add
         ("layer7", {"w_bit": 4}, "weight"),
         ("BODY.0", {"w_bit": 4}, "weight"),
+        ("nothing.*", {}, "weight or activation"),
     ],
 )
 def test_override_that_matches_nothing(graph, pattern, override, near):

@@ -1,5 +1,6 @@
 """The comparison job: a row per setting, a table, a picture."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,37 @@ def test_runs_differ_in_bits_and_drop_alone(tmp_path):
     assert all(name in text for name in ("W2A2", "round-to-nearest", "QDrop"))
     draw(rows, "title", tmp_path / "again.svg")
     assert "<svg" in (tmp_path / "again.svg").read_text()
+
+
+def test_each_run_is_as_the_main_job_would_do_it(tmp_path, monkeypatch):
+    allowed = []
+
+    @contextmanager
+    def tf32(flag):
+        allowed.append(flag)
+        yield
+
+    monkeypatch.setattr("qdrop.solver.main_imagenet.tf32", tf32)
+    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}", "quant.recon.precision=tf32"]) == 0
+    runs = 2 * len(SETTINGS)
+    assert allowed == runs * [True]
+    logs = [file.read_text() for file in tmp_path.glob("*/run.log")]
+    assert len(logs) == runs and all(log.count("; results in ") == 1 for log in logs)
+
+
+def test_again_it_tells_the_same_at_once(tmp_path, monkeypatch, capsys):
+    command = ["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]
+    assert main(command) == 0
+    shown = table_in(capsys.readouterr().out)
+    (tmp_path / "comparison.png").unlink()
+    monkeypatch.setattr("qdrop.solver.main_imagenet.reconstruct", None)
+    assert main(command) == 0
+    assert shown == table_in(capsys.readouterr().out) and len(shown) == len(SETTINGS)
+    assert (tmp_path / "comparison.png").is_file()
+
+
+def table_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("│ W")]
 
 
 def test_needs_a_reconstruction(tmp_path):

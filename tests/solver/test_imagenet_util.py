@@ -13,11 +13,10 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 from qdrop.config import DataConfig
+from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.datasets import DataError, class_names, digits, training_source, validation_source
 from qdrop.solver.imagenet_util import (
-    accuracy,
     calibration_images,
-    check_network,
     num_classes,
     validation_loader,
 )

@@ -12,8 +12,10 @@ from qdrop.checkpoint import read
 from qdrop.config import Config
 from qdrop.config_io import config_from_dict, load_config
 from qdrop.quantization.plan import Plan
-from qdrop.solver.imagenet_util import accuracy, validation_loader
-from qdrop.solver.main_imagenet import Result, main, run
+from qdrop.solver.accuracy import accuracy
+from qdrop.solver.imagenet_util import validation_loader
+from qdrop.solver.main_imagenet import main, run
+from qdrop.solver.result import Result
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=8", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
@@ -27,9 +29,13 @@ def log_lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
 def test_a_run_leaves_a_complete_folder(tmp_path):
     result = run(short(), tmp_path)
-    assert Result(**json.loads((tmp_path / "result.json").read_text())) == result
+    assert Result.read(tmp_path / "result.json") == result
     assert (result.w_bit, result.a_bit, result.iters, result.calibration_images) == (2, 4, 8, 64)
     assert result.validation_images == 100
     assert result.top1_full > 95
@@ -119,6 +125,14 @@ def test_main_runs_and_logs(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["model"] == "digits_resnet"
 
 
+def test_a_start_that_fails_keeps_the_log_of_the_run_before(tmp_path):
+    command = ["--config", str(CONFIG), *SHORT, "quant.recon=null", f"process.out={tmp_path}"]
+    assert main(command) == 0
+    before = (tmp_path / "run.log").read_text()
+    assert main([*command, "model.type=nope"]) == 1
+    assert "top-1" in before and (tmp_path / "run.log").read_text().startswith(before)
+
+
 def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tmp_path, monkeypatch):
     run(short("quant.recon=null"), tmp_path)
 
@@ -133,8 +147,10 @@ def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tm
 
 def test_a_run_that_cannot_begin_leaves_the_one_before_alone(tmp_path):
     run(short("quant.recon=null"), tmp_path)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    before = contents(tmp_path)
     broken = replace(short(), model=replace(short().model, type="resnet20", path=None))
     with pytest.raises(Exception, match="channels"):
         run(broken, tmp_path)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    after = contents(tmp_path)
+    assert after.pop("run.log").startswith(before.pop("run.log"))
+    assert after == before

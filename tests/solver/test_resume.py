@@ -155,6 +155,19 @@ def _watched(calls):
     return learn
 
 
+def test_ended_before_its_last_step_it_is_not_complete_yet(tmp_path, whole, monkeypatch):
+    def end(self):
+        raise Killed
+
+    config = load_config(CONFIG, SHORT)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(FinishedUnits, "clear", end)
+        run(config, tmp_path)
+    assert (tmp_path / "result.json").is_file() and units_in(tmp_path) == 8
+    run(config, tmp_path)
+    assert outcome(tmp_path) == whole
+
+
 def test_a_damaged_unit_is_learned_again(tmp_path, whole, monkeypatch, caplog):
     config = load_config(CONFIG, SHORT)
     interrupted(tmp_path, config, monkeypatch, 3)
@@ -284,6 +297,19 @@ def test_the_identity_depends_on_what_the_units_depend_on():
     base = identity(config, plan, graph, images())
     assert base == identity(config, plan, graph, images())
     assert json.loads(json.dumps(base)) == base
-    assert [key for key in base if base[key] != identity(config, plan, other, images())[key]] == ["the weights"]
-    changed = identity(config, plan, graph, images(seed=1))
-    assert [key for key in base if base[key] != changed[key]] == ["the calibration images"]
+    assert differing(base, identity(config, plan, other, images())) == (["checksums"], ["weights"])
+    assert differing(base, identity(config, plan, graph, images(seed=1))) == (["checksums"], ["calibration images"])
+
+
+def differing(a: dict, b: dict) -> tuple[list[str], list[str]]:
+    keys, checksums = [key for key in a if a[key] != b[key]], a["checksums"]
+    return keys, [name for name in checksums if checksums[name] != b["checksums"][name]]
+
+
+def test_a_setting_is_told_with_its_values_whatever_it_is_called(tmp_path):
+    graph, plan = quantized(network("residual"))
+    sums = {"weights": "a1", "plan": "b2"}
+    finished = FinishedUnits(tmp_path / "r", plan, {"the key": 1, "checksums": sums})
+    next(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=finished))
+    with pytest.raises(ResumeError, match=r"another one: the key was 1 and is 2, the weights differ\. Start"):
+        FinishedUnits(tmp_path / "r", plan, {"the key": 2, "checksums": sums | {"weights": "c3"}})

@@ -1,8 +1,93 @@
-"""What a run leaves behind, as far as it is passed on."""
+"""A run folder belongs to one run at a time, and what a complete run left in it stays."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig
-from qdrop.config_io import config_from_dict
-from qdrop.solver.run_folder import portable
+from qdrop.config_io import config_from_dict, load_config
+from qdrop.solver.main_imagenet import main, run
+from qdrop.solver.result import Result
+from qdrop.solver.run_folder import complete, locked, portable
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
+SHORT = ["quant.recon=null", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]
+HOLD = "import sys; from qdrop.solver.run_folder import locked\nwith locked({}): print(flush=True); sys.stdin.read()"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Config, Result]:
+    """The folder of a complete run, not to be changed; its settings; its result."""
+    folder, config = tmp_path_factory.mktemp("whole"), load_config(CONFIG, SHORT)
+    return folder, config, run(config, folder)
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def test_a_complete_run_is_told_and_not_touched(whole, caplog):
+    folder, config, result = whole
+    before = state(folder)
+    with caplog.at_level("INFO"):
+        assert run(config, folder) == result
+    assert f"{folder} is complete, top-1 {result.top1:.2f}; delete it" in caplog.text
+    assert state(folder) == before
+
+
+def test_a_folder_that_was_moved_is_still_complete(whole, tmp_path):
+    folder, _, result = whole
+    shutil.copytree(folder, tmp_path / "moved")
+    assert complete(tmp_path / "moved", load_config(CONFIG, [*SHORT, "process.out=moved"])) == result
+
+
+def test_other_settings_are_another_run(whole):
+    folder, _, _ = whole
+    assert complete(folder, load_config(CONFIG, [*SHORT, "process.seed=3"])) is None
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.resolved.yaml", "quantized.safetensors"])
+@pytest.mark.parametrize("text", [None, "", '{"top1": 3}'])
+def test_what_is_missing_or_foreign_is_not_complete(name, text, whole, tmp_path):
+    folder, config, result = whole
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    if text is not None:
+        (tmp_path / "copy" / name).write_text(text)
+    expected = result if name == "quantized.safetensors" and text is not None else None  # its content is not read
+    assert complete(tmp_path / "copy", config) == expected
+
+
+def test_a_second_run_at_the_same_time_is_refused_and_harms_nothing(whole, tmp_path, caplog):
+    folder, _, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    command = ["--config", str(CONFIG), *SHORT, f"process.out={tmp_path / 'run'}", "process.seed=3"]
+    before = state(tmp_path / "run")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    hold = [sys.executable, "-c", HOLD.format("__import__('pathlib').Path(sys.argv[1])"), str(tmp_path / "run")]
+    with subprocess.Popen(hold, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert main(command) == 1
+        assert "another run is at work in this folder" in caplog.text and "process.out" in caplog.text
+        assert state(tmp_path / "run") == before
+        other.kill()
+    assert main(command) == 0
+
+
+def test_where_there_are_no_locks_it_runs_with_a_warning(tmp_path, monkeypatch, caplog):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    with locked(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert "cannot be locked" in caplog.text and "No locks available" in caplog.text
 
 
 def test_settings_that_are_passed_on_hold_nothing_of_the_machine():
