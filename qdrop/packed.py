@@ -48,7 +48,7 @@ class Checkpoint:
     def weight(self, spec: QuantizerSpec) -> Tensor:
         """A weight as the network uses it, `scale * (integer - zero point)`, float32."""
         steps, (scale, zero_point) = self.integers(spec), self.grid(spec)
-        offset = spec.integers[0] - along_channels(zero_point, steps, spec.ch_axis)
+        offset = spec.integers[0] - along_channels(torch.round(zero_point), steps, spec.ch_axis)
         return (steps + offset) * along_channels(scale, steps, spec.ch_axis)
 
     def grid(self, spec: QuantizerSpec) -> tuple[Tensor, Tensor]:

@@ -134,6 +134,18 @@ def test_every_kind_of_activation_quantizer(quantizer, symmetric, ch_axis, tmp_p
     assert torch.equal(loaded(images()), outputs(model, images()))
 
 
+def test_a_learned_zero_point_halfway_between_two_integers(tmp_path):
+    weights = WeightQConfig(quantizer="LSQPlusFakeQuantize", bit=4, observer=MIN_MAX)
+    model, _ = quantized(network("residual"), QuantConfig(w_qconfig=weights))
+    with torch.no_grad():
+        for q in quantizers(model, "weight"):
+            q.zero_point.copy_(q.zero_point.round().clamp(1, 14) + 0.5)
+    loaded = round_trip(model, tmp_path / "q")
+    assert torch.equal(loaded(images()), outputs(model, images()))
+    with quantizing(loaded, weights=False):  # its float weights are the quantized ones
+        assert torch.equal(loaded(images()), outputs(model, images()))
+
+
 def test_learned_rounding_and_scales(tmp_path):
     model, plan = quantized(network("residual"))
     nearest = {q.spec.name: q.levels.clone() for q in adarounds(model)}
