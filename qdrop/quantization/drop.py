@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qdrop.quantization.blocks import in_blocks
+from qdrop.quantization.layout import memory_format
 
 _BITS = 24
 """Random bits per decision: what a float32 holds exactly."""
@@ -25,12 +26,12 @@ def stream(generator: torch.Generator) -> Iterator[Tensor]:
         yield draw_seeds(1, generator)[0]
 
 
-def scrambled_positions(shape: torch.Size, strides: tuple[int, ...], device: torch.device) -> Tensor:
+def scrambled_positions(shape: torch.Size, layout: torch.memory_format, device: torch.device) -> Tensor:
     """A number for each element that looks random and depends on its position alone (a hash of it).
 
     Args:
         shape: `[...]`; positions count as in a contiguous tensor, however the result lies in memory.
-        strides: How it lies there.
+        layout: How it lies there.
         device: Where.
 
     Returns:
@@ -40,7 +41,7 @@ def scrambled_positions(shape: torch.Size, strides: tuple[int, ...], device: tor
     value.bitwise_xor_(value >> 15).mul_(0x297A2D39)
     value.bitwise_xor_(value >> 13).mul_(0x7FEB352D)
     value.bitwise_xor_(value >> 16)
-    return torch.empty_strided(shape, strides, dtype=torch.int32, device=device).copy_(value.view(shape))
+    return value.view(shape).contiguous(memory_format=layout)
 
 
 class Drop:
@@ -58,7 +59,7 @@ class Drop:
         self,
         prob: float,
         seeds: Iterator[Tensor],
-        positions: Callable[[torch.Size, tuple[int, ...], torch.device], Tensor] = scrambled_positions,
+        positions: Callable[[torch.Size, torch.memory_format, torch.device], Tensor] = scrambled_positions,
     ) -> None:
         self.prob = prob
         self.seeds = seeds
@@ -78,7 +79,7 @@ class Drop:
             drawn = (number * factor).add_(offset).bitwise_right_shift_(32 - _BITS)  # -2^23 to 2^23 - 1
             chosen.copy_(drawn).lt_(threshold)
 
-        (mask,) = in_blocks(choose, 1, self.positions(like.shape, like.stride(), like.device))
+        (mask,) = in_blocks(choose, 1, self.positions(like.shape, memory_format(like), like.device))
         return mask
 
     def mix(self, quantized: Tensor, full: Tensor) -> Tensor:

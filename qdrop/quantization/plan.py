@@ -151,7 +151,7 @@ def _check_overrides(config: QuantConfig, specs: list[QuantizerSpec]) -> None:
         bits = {Kind.WEIGHT: override.w_bit, Kind.ACTIVATION: override.a_bit}
         given: list[tuple[Kind, ...]] = [(kind,) for kind, bit in bits.items() if bit is not None]
         for kinds in given or [tuple(bits)]:
-            names = [spec.name.rpartition(".")[0] for spec in specs if spec.kind in kinds]
+            names = [spec.layer for spec in specs if spec.kind in kinds]
             if not any(_matches(pattern, name) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
                 raise PlanError(

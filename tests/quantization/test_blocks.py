@@ -89,3 +89,8 @@ def test_double_precision_stays_so(grad):
     x, scale = random(torch.contiguous_format).double(), torch.tensor([0.3], dtype=torch.float64)
     with torch.set_grad_enabled(grad):
         assert fake_quantize(x, scale, torch.tensor([4.0]).double(), 0, 15).dtype == torch.float64
+
+
+def test_an_expanded_tensor_gets_a_mask_of_its_own():
+    mask = Drop(0.5, stream(torch.Generator().manual_seed(0))).mask(torch.zeros(1, 4).expand(200, 4))
+    assert 0.4 < mask.mean() < 0.6
