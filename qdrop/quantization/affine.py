@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdrop.quantization.blocks import in_blocks
+from qdrop.quantization.drop import Mask
 from qdrop.quantization.layout import in_memory_order
 
 MIN_SCALE = 1e-8
@@ -79,45 +80,43 @@ class _FakeQuantize(torch.autograd.Function):
     published method. Where `keep` is 0 the input passes untouched, and with it its
     gradient.
 
-    Written as one function: autograd would keep some ten tensors of the input's size where two are enough, the
-    derivatives for `x` and for `s`.
+    Written as one function: autograd would keep some ten tensors of the input's size where two are enough, what is
+    kept but outside the range, and the derivative for `s`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Tensor | None
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Mask | None
     ) -> Tensor:
         step, zero = _scalar(scale), _scalar(zero_point)
 
         def work(x: Tensor, *others: Tensor) -> None:
-            *mask, out, slope_x, slope_scale = others
+            *numbers, out, outside, slope_scale = others
             steps = x / step
             rounded = steps.round().add_(zero)
-            level = rounded.clamp(qmin, qmax)
-            slope_x.copy_(rounded.eq_(level.clamp(qmin + 1, qmax - 1)))  # 1 inside the range, 0 at and beyond its ends
-            level.sub_(zero)
-            torch.addcmul(level, steps, slope_x, value=-1, out=slope_scale)
+            level = rounded.clamp(qmin, qmax).sub_(zero)
+            kept = torch.ones_like(steps) if keep is None else keep.choose(*numbers)
+            inside = torch.ops.aten.hardtanh_backward(kept, rounded, qmin, qmax)  # 0 at and beyond the ends
+            torch.sub(kept, inside, out=outside)
             torch.mul(level, step, out=out)
-            for keep in mask:
-                # A mix is exact where `keep` is 0 and where it is 1, and far faster than `where` on a CPU.
-                torch.lerp(x, out, keep, out=out)
-                slope_scale.mul_(keep)
-                slope_x.sub_(1).mul_(keep).add_(1)
+            # A mix is exact where `kept` is 0 and where it is 1, and far faster than `where` on a CPU.
+            torch.lerp(x, out, kept, out=out)
+            torch.addcmul(level.mul_(kept), steps, inside, value=-1, out=slope_scale)
 
-        out, slope_x, slope_scale = _results(work, scale, 3, *((x,) if keep is None else (x, keep)))
-        ctx.save_for_backward(slope_x, slope_scale, scale)
+        numbers = () if keep is None else (keep.numbers,)
+        out, outside, slope_scale = _results(work, scale, 3, x, *numbers)
+        ctx.save_for_backward(outside, slope_scale, scale)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        slope_x, slope_scale, scale = ctx.saved_tensors
-        grad_x = grad * slope_x
+        outside, slope_scale, scale = ctx.saved_tensors
         grad_scale = grad_zero_point = None
         if ctx.needs_input_grad[1]:
             grad_scale = _sum_of_product(grad, slope_scale, scale)
         if ctx.needs_input_grad[2]:
-            grad_zero_point = ((grad_x - grad) * scale).sum_to_size(scale.shape)
-        return grad_x, grad_scale, grad_zero_point, None, None, None
+            grad_zero_point = (grad * outside * -scale).sum_to_size(scale.shape)
+        return torch.addcmul(grad, grad, outside, value=-1), grad_scale, grad_zero_point, None, None, None
 
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -129,7 +128,7 @@ def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Tensor | None = None
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Mask | None = None
 ) -> Tensor:
     """Round `x` to the grid of a quantizer: `s * (clamp(round(x/s) + z, qmin, qmax) - z)`.
 
@@ -141,14 +140,14 @@ def fake_quantize(
         zero_point: Integer-valued float, same shape as `scale`.
         qmin: Smallest integer.
         qmax: Largest integer.
-        keep: Optional mask of 0 and 1, shape of `x`: where it is 0 the value is not quantized. This is
-            QDrop's random drop (Wei et al., ICLR 2022, eq. 6).
+        keep: Optional mask, shape of `x`: where it is 0 the value is not quantized. This is QDrop's random
+            drop (Wei et al., ICLR 2022, eq. 6).
 
     Returns:
         The rounded values, shape of `x`, in the type of `scale`: float32 also behind a layer in bfloat16.
     """
     x = x.to(scale.dtype)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or keep is not None:
         differentiable: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)
         return differentiable
 
@@ -157,8 +156,7 @@ def fake_quantize(
     def work(x: Tensor, out: Tensor) -> None:
         torch.div(x, step, out=out).round_().add_(zero).clamp_(qmin, qmax).sub_(zero).mul_(step)
 
-    (rounded,) = _results(work, scale, 1, x)
-    return rounded if keep is None else torch.lerp(x, rounded, keep)
+    return _results(work, scale, 1, x)[0]
 
 
 def _scalar(value: Tensor) -> Tensor:

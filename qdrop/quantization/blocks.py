@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from qdrop.quantization.layout import in_memory_order, memory_format
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Elements of a block, for each thread: ten tensors of so many float32 fit into a cache, and calls cost little."""
 
 

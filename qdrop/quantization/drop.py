@@ -1,6 +1,8 @@
 """QDrop's random drop: which values of an activation stay in full precision in this iteration."""
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,8 +10,19 @@ from torch import Tensor
 from qdrop.quantization.blocks import in_blocks
 from qdrop.quantization.layout import memory_format
 
-_BITS = 24
-"""Random bits per decision: what a float32 holds exactly."""
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask of 0 and 1, worked out piece by piece by whoever uses it: whole it would cost a trip to memory."""
+
+    numbers: Tensor
+    """What it is made from, in its shape `[...]`."""
+    choose: Callable[[Tensor], Tensor]
+    """The mask, float32, of some of the numbers."""
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        return self.choose(self.numbers)
 
 
 def draw_seeds(count: int, generator: torch.Generator) -> Tensor:
@@ -65,23 +78,29 @@ class Drop:
         self.seeds = seeds
         self.positions = positions
 
-    def mask(self, like: Tensor) -> Tensor:
-        """A mask of 0 and 1, shape and device of `like`, float32; the chance of 1 is `prob`, to 2^-24.
+    def mask(self, like: Tensor) -> Mask:
+        """A mask for the shape and device of `like`; the chance of 1 is `prob`, to 2^-24.
 
         Multiply-shift hashing (Dietzfelbinger et al., 1997) of each element's number with the seed: drawing from a
-        generator costs more than a small convolution, and could not be fused with what uses it. The result of the
-        comparison is float32 from the start: booleans are slow to store on a CPU.
+        generator costs more than a small convolution, and could not be fused with what uses it.
         """
         factor, offset = next(self.seeds).unbind()
-        threshold = round(self.prob * 2**_BITS) - 2 ** (_BITS - 1)
+        # Float32 rounds the largest numbers up to 2^31: always means below infinity.
+        threshold = math.inf if self.prob == 1 else (self.prob - 0.5) * 2**32
 
-        def choose(number: Tensor, chosen: Tensor) -> None:
-            drawn = (number * factor).add_(offset).bitwise_right_shift_(32 - _BITS)  # -2^23 to 2^23 - 1
-            chosen.copy_(drawn).lt_(threshold)
+        def choose(numbers: Tensor) -> Tensor:
+            # In float32 before the comparison: booleans are slow to store on a CPU.
+            return (numbers * factor).add_(offset).to(torch.float32).lt_(threshold)
 
-        (mask,) = in_blocks(choose, 1, self.positions(like.shape, memory_format(like), like.device))
-        return mask
+        return Mask(self.positions(like.shape, memory_format(like), like.device), choose)
 
     def mix(self, quantized: Tensor, full: Tensor) -> Tensor:
-        """Each element of `quantized` with probability `prob`, else of `full` (same shape)."""
-        return quantized if self.prob == 1 else torch.lerp(full, quantized, self.mask(full))
+        """Each element of `quantized` with probability `prob`, else of `full` (same shape); carries no gradient."""
+        if self.prob == 1:
+            return quantized
+        keep = self.mask(full)
+
+        def work(full: Tensor, quantized: Tensor, numbers: Tensor, out: Tensor) -> None:
+            torch.lerp(full, quantized, keep.choose(numbers), out=out)
+
+        return in_blocks(work, 1, full, quantized, keep.numbers)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qdrop.quantization.affine import MIN_SCALE, along_channels, fake_quantize, scale_from_range
-from qdrop.quantization.drop import Drop
+from qdrop.quantization.drop import Drop, Mask
 from qdrop.quantization.observer import OBSERVERS, Observer
 from qdrop.quantization.spec import Kind, QuantizerSpec
 
@@ -48,8 +48,8 @@ class FakeQuantize(nn.Module):
         keep = None if self.drop is None or self.drop.prob == 1 else self.drop.mask(x)
         return self.quantize(x, keep)
 
-    def quantize(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """`x` on the grid, where `keep` (shape of `x`, 0 or 1; None: everywhere) says so."""
+    def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
+        """`x` on the grid, where `keep` (shape of `x`; None: everywhere) says so."""
         scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in self.grid(x))
         return fake_quantize(x, scale, zero_point, self.qmin, self.qmax, keep)
 
@@ -162,7 +162,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
         self.register_buffer("levels", torch.zeros(spec.shape, dtype=torch.uint8))
         self.learning = False
 
-    def quantize(self, x: Tensor, keep: Tensor | None) -> Tensor:
+    def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
         """The weight from its integers, or, while learning, from its soft rounding; `keep` is not used."""
         scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in (self.scale, self.zero_point))
         if not self.learning:

@@ -8,6 +8,7 @@ from qdrop.quantization.affine import (
     integer_range,
     scale_from_range,
 )
+from qdrop.quantization.drop import Mask
 
 BITS = range(2, 9)
 SHAPES = {"linear": (6, 40), "conv": (6, 4, 3, 3)}
@@ -34,6 +35,11 @@ def autograd(x, scale, zero_point, qmin, qmax, keep=None):
 
     out = scale * ((ste(x / scale) + ste(zero_point)).clamp(qmin, qmax) - ste(zero_point))
     return out if keep is None else torch.where(keep.bool(), out, x)
+
+
+def given(keep):
+    """A mask that is there already."""
+    return Mask(keep, lambda part: part)
 
 
 def gradients(function, x, scale, zero_point, *args, weight):
@@ -125,9 +131,9 @@ def test_gradients_are_those_of_the_definition(bit, symmetric, ch_axis, masked):
     scale, zero_point, qmin, qmax = grid(bit, symmetric, channels)
     scale = scale * 1.1
     keep = (values(x.shape, 2) > 0).float() if masked else None
-    args = (along_channels(scale, x, ch_axis), along_channels(zero_point, x, ch_axis), qmin, qmax, keep)
-    ours = gradients(fake_quantize, x, *args, weight=weight)
-    expected = gradients(autograd, x, *args, weight=weight)
+    args = (along_channels(scale, x, ch_axis), along_channels(zero_point, x, ch_axis), qmin, qmax)
+    ours = gradients(fake_quantize, x, *args, given(keep) if masked else None, weight=weight)
+    expected = gradients(autograd, x, *args, keep, weight=weight)
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(ours[1], expected[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours[2], expected[2], rtol=1e-4, atol=1e-4)
@@ -152,7 +158,7 @@ def test_keep_nothing_is_the_input_exactly():
     x = values().requires_grad_()
     scale = torch.tensor([0.3], requires_grad=True)
     weight = values(seed=1)
-    out = fake_quantize(x, scale, torch.tensor([7.0]), 0, 15, torch.zeros_like(x))
+    out = fake_quantize(x, scale, torch.tensor([7.0]), 0, 15, given(torch.zeros_like(x)))
     assert torch.equal(out, x)
     (out * weight).sum().backward()
     assert torch.equal(x.grad, weight)
@@ -162,8 +168,8 @@ def test_keep_nothing_is_the_input_exactly():
 def test_keep_everything_is_quantized_exactly():
     x, scale, zero_point = values(), torch.tensor([0.3]), torch.tensor([7.0])
     args = (scale, zero_point, 0, 15)
-    assert torch.equal(fake_quantize(x, *args, torch.ones_like(x)), fake_quantize(x, *args))
-    ours = gradients(fake_quantize, x, *args, torch.ones_like(x), weight=values(seed=1))
+    assert torch.equal(fake_quantize(x, *args, given(torch.ones_like(x))), fake_quantize(x, *args))
+    ours = gradients(fake_quantize, x, *args, given(torch.ones_like(x)), weight=values(seed=1))
     expected = gradients(fake_quantize, x, *args, weight=values(seed=1))
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
@@ -171,7 +177,7 @@ def test_keep_everything_is_quantized_exactly():
 def test_keep_some():
     x, scale, zero_point = values(), torch.tensor([0.3]), torch.tensor([7.0])
     keep = (values(seed=3) > 0.5).float()
-    mixed = fake_quantize(x, scale, zero_point, 0, 15, keep)
+    mixed = fake_quantize(x, scale, zero_point, 0, 15, given(keep))
     rounded = fake_quantize(x, scale, zero_point, 0, 15)
     assert torch.equal(mixed, torch.where(keep.bool(), rounded, x))
 
@@ -191,8 +197,8 @@ def test_inputs_are_not_written_to():
     x, scale, zero_point = values(), torch.tensor([0.3]), torch.tensor([7.0])
     keep = (values(seed=3) > 0).float()
     before = [v.clone() for v in (x, scale, zero_point, keep)]
-    gradients(fake_quantize, x, scale, zero_point, 0, 15, keep, weight=values(seed=1))
-    fake_quantize(x, scale, zero_point, 0, 15, keep)
+    gradients(fake_quantize, x, scale, zero_point, 0, 15, given(keep), weight=values(seed=1))
+    fake_quantize(x, scale, zero_point, 0, 15, given(keep))
     assert all(torch.equal(a, b) for a, b in zip(before, (x, scale, zero_point, keep), strict=True))
 
 

@@ -59,7 +59,7 @@ def steps(quantizer, weight):
 @pytest.mark.parametrize("shape", [(100_001,), (64, 3, 23, 23)])
 def test_drop_keeps_with_its_probability(prob, shape):
     source = drop(prob)
-    masks = torch.stack([source.mask(torch.empty(shape)) for _ in range(3)])
+    masks = torch.stack([source.mask(torch.empty(shape)).whole() for _ in range(3)])
     assert ((masks == 0) | (masks == 1)).all()
     deviation = abs(masks.mean().item() - prob)
     assert deviation < 5 * math.sqrt(prob * (1 - prob) / masks.numel()) + 2**-16
@@ -67,38 +67,38 @@ def test_drop_keeps_with_its_probability(prob, shape):
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4])
 def test_drop_is_independent_of_its_neighbours(lag):
-    mask = drop(0.5).mask(torch.empty(200_000))
+    mask = drop(0.5).mask(torch.empty(200_000)).whole()
     both = (mask[lag:] * mask[:-lag]).mean().item()
     assert both == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 200_000))
 
 
 def test_drop_never_and_always():
     like = torch.empty(50_000)
-    assert (drop(1.0).mask(like) == 1).all()
-    assert (drop(0.0).mask(like) == 0).all()
+    assert (drop(1.0).mask(like).whole() == 1).all()
+    assert (drop(0.0).mask(like).whole() == 0).all()
 
 
 def test_drop_depends_on_its_generator_alone():
     like = torch.empty(1000)
     source = drop(0.5, seed=3)
-    first, second = source.mask(like), source.mask(like)
+    first, second = source.mask(like).whole(), source.mask(like).whole()
     again = drop(0.5, seed=3)
     torch.manual_seed(0)
-    assert torch.equal(first, again.mask(like)) and torch.equal(second, again.mask(like))
+    assert torch.equal(first, again.mask(like).whole()) and torch.equal(second, again.mask(like).whole())
     assert not torch.equal(first, second)
-    assert not torch.equal(first, drop(0.5, seed=4).mask(like))
+    assert not torch.equal(first, drop(0.5, seed=4).mask(like).whole())
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (5, 7), (0,)])
 def test_drop_of_any_size(shape):
-    mask = drop(0.5).mask(torch.empty(shape, dtype=torch.float32))
+    mask = drop(0.5).mask(torch.empty(shape, dtype=torch.float32)).whole()
     assert mask.shape == shape and mask.dtype == torch.float32
 
 
 def test_mix_takes_each_element_from_one_side():
     quantized, full = random((400,), 1), random((400,), 2)
     mixed = drop(0.3).mix(quantized, full)
-    mask = drop(0.3).mask(full).bool()
+    mask = drop(0.3).mask(full).whole().bool()
     assert torch.equal(mixed, torch.where(mask, quantized, full))
     assert torch.equal(drop(1.0).mix(quantized, full), quantized)
     assert torch.equal(drop(0.0).mix(quantized, full), full)
@@ -176,7 +176,7 @@ def test_dropping_mixes_the_input_back_in():
     rounded = module(x)
     for prob in (0.0, 0.5, 1.0):
         module.drop = drop(prob)
-        keep = drop(prob).mask(x).bool() if prob < 1 else torch.ones_like(x).bool()
+        keep = drop(prob).mask(x).whole().bool() if prob < 1 else torch.ones_like(x).bool()
         assert torch.equal(module(x), torch.where(keep, rounded, x))
 
 
