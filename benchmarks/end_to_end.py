@@ -51,8 +51,9 @@ def measure(args: argparse.Namespace) -> Outcome:
             target = run_all(part.module, (value,), 64, args.device)[0][:]
         if part.unit is not None:
             step = plain_step(plain(part.module, config.drop_prob), Pair(value, value + 0.01), target, config)
-            step()
-            slow += iters * seconds_of(lambda: [step() for _ in range(TIMED)], args.device) / TIMED  # noqa: B023
+            rounding = config.weight, config.b_range[0]
+            step(*rounding)
+            slow += iters * seconds_of(lambda: [step(*rounding) for _ in range(TIMED)], args.device) / TIMED  # noqa: B023
         value = target
     del twin, value, target
 

@@ -17,7 +17,7 @@ from torch import fx
 
 import qdrop
 from benchmarks.common import Outcome, Table, arguments, main
-from benchmarks.plain_step import PlainActivation, PlainWeight, plain
+from benchmarks.plain_step import PlainActivation, PlainWeight, plain, plain_step
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.models import build_model
 from qdrop.quantization.state import quantized_modules
@@ -33,26 +33,11 @@ def reconstruct_plainly(
 ) -> float:
     """In the place of :func:`qdrop.solver.unit.reconstruct_unit`; `others` (watch, compiler) are left alone."""
     twin = plain(unit, config.drop_prob)
-    weights = [m for m in twin.modules() if isinstance(m, PlainWeight)]
-    grids = [m for m in twin.modules() if isinstance(m, PlainActivation)]
-    rounding = torch.optim.Adam([m.alpha for m in weights], config.round_lr)
-    scales = torch.optim.Adam([m.scale for m in grids], config.scale_lr) if grids else None
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(scales, config.iters) if scales else None
     schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
-    full, quantized, wanted = inputs.full[:], inputs.quantized[:], target[:]
     torch.manual_seed(generator.initial_seed() % 2**31)
+    step = plain_step(twin, inputs, target[:], config)
     for iteration in range(1, config.iters + 1):
-        rows = torch.randint(len(wanted), (config.batch_size,))
-        given = torch.where(torch.rand_like(full[rows]) < config.drop_prob, quantized[rows], full[rows])
-        error = (twin(given) - wanted[rows]).pow(2).sum(1).mean()
-        weight, beta = schedule(iteration)
-        penalty = sum((1 - (m.soft_rounding() * 2 - 1).abs().pow(beta)).sum() for m in weights)
-        twin.zero_grad()
-        (error + weight * penalty).backward()
-        rounding.step()
-        if scales is not None and decay is not None:
-            scales.step()
-            decay.step()
+        step(*schedule(iteration))
     return _take_over(unit, twin)
 
 

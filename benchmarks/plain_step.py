@@ -78,30 +78,34 @@ def plain(unit: fx.GraphModule, keep: float) -> fx.GraphModule:
     return twin
 
 
-def plain_step(unit: fx.GraphModule, inputs: Pair, target: Tensor, config: ReconConfig) -> Callable[[], None]:
-    """One iteration each time it is called, the rounding term on.
+def plain_step(
+    unit: fx.GraphModule, inputs: Pair, target: Tensor, config: ReconConfig
+) -> Callable[[float, float], None]:
+    """One iteration each time it is called, with the weight of the rounding term and its exponent.
 
     Args:
         unit: What :func:`plain` returned.
         inputs: The unit's input for all images `[N, ...]`, in both networks.
         target: Its full-precision output `[N, ...]`.
-        config: Batch size, rates, drop probability.
+        config: Batch size, rates, iterations, drop probability.
     """
     weights = [m for m in unit.modules() if isinstance(m, PlainWeight)]
     scales = [m.scale for m in unit.modules() if isinstance(m, PlainActivation)]
-    optimizers = [torch.optim.Adam([m.alpha for m in weights], config.round_lr)]
-    optimizers += [torch.optim.Adam(scales, config.scale_lr)] if scales else []
+    rounding = torch.optim.Adam([m.alpha for m in weights], config.round_lr)
+    grids = torch.optim.Adam(scales, config.scale_lr) if scales else None
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(grids, config.iters) if grids else None
     full, quantized = inputs.full[:], inputs.quantized[:]
 
-    def step() -> None:
-        rows = torch.randperm(len(target), device=target.device)[: config.batch_size]
+    def step(weight: float, beta: float) -> None:
+        rows = torch.randint(len(target), (config.batch_size,), device=target.device)
         given = torch.where(torch.rand_like(full[rows]) < config.drop_prob, quantized[rows], full[rows])
         error = (unit(given) - target[rows]).pow(2).sum(1).mean()
-        penalty = sum((1 - (m.soft_rounding() * 2 - 1).abs().pow(config.b_range[0])).sum() for m in weights)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        (error + config.weight * penalty).backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        penalty = sum((1 - (m.soft_rounding() * 2 - 1).abs().pow(beta)).sum() for m in weights)
+        unit.zero_grad()
+        (error + weight * penalty).backward()
+        rounding.step()
+        if grids is not None and decay is not None:
+            grids.step()
+            decay.step()
 
     return step

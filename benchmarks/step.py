@@ -98,7 +98,8 @@ def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Calla
     for name, config in (("compiled", replace(base, compile="on")), ("eager", replace(base, compile="off"))):
         steps = iterations(copy.deepcopy(unit), inputs, target, config, torch.Generator().manual_seed(0))
         made[name] = steps.__next__
-    made["plain"] = plain_step(plain(unit, 0.5), inputs, target, ReconConfig())
+    step = plain_step(plain(unit, 0.5), inputs, target, base)
+    made["plain"] = lambda: step(base.weight, base.b_range[0])
     return made
 
 

@@ -16,7 +16,7 @@ from qdrop.quantization.graph import GraphError, trace
 from qdrop.quantization.plan import Plan, make_plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.calibrate import calibrate
-from qdrop.solver.precision import tf32
+from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import UnitReport, reconstruct
 
@@ -81,7 +81,7 @@ def quantize(
     quantized = quantize_graph(graph, plan).to(target)
     batch_size = recon.batch_size if recon else 32
     units: tuple[UnitReport, ...] = ()
-    with tf32(recon is not None and recon.precision == "tf32"):
+    with layer_arithmetic(recon):
         calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
         if recon is not None:
             with UnitProgress(len(plan.units), recon.iters) as progress:

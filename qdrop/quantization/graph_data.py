@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from qdrop.errors import QdropError
 from qdrop.quantization.allowed import (
@@ -32,6 +31,7 @@ from qdrop.quantization.allowed import (
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.names import identifier, module_path
 from qdrop.quantization.ops import module_of
+from qdrop.quantization.shapes import record_shapes
 
 
 class GraphDataError(QdropError, ValueError):
@@ -82,8 +82,7 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> f
     try:
         model = _build(data, tensors)
         example = torch.zeros(data["input"]["shape"], dtype=_named(data["input"]["dtype"]))
-        with torch.no_grad():
-            ShapeProp(model).propagate(example)
+        record_shapes(model, example)
     except GraphDataError:
         raise
     except Exception as error:  # whatever torch says of arguments that do not fit each other

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
@@ -199,6 +198,8 @@ def digits(train: bool) -> tuple[Tensor, list[int]]:
 
     Every third image of each class is for validation, the others for training: always the same ones.
     """
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)  # [1797, 1, 8, 8]
     seen = [0] * 10

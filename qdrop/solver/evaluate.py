@@ -21,10 +21,11 @@ from qdrop.config_io import ConfigError, config_from_dict
 from qdrop.errors import first_line
 from qdrop.network_file import FileKind, NetworkFile, find_network
 from qdrop.onnx_file import OnnxFileError, settings
+from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.command import exit_status
-from qdrop.solver.imagenet_util import accuracy, check_network, num_classes, validation_loader
-from qdrop.solver.main_imagenet import pick_device
-from qdrop.solver.precision import tf32
+from qdrop.solver.imagenet_util import num_classes, validation_loader
+from qdrop.solver.main_imagenet import prepare_device
+from qdrop.solver.precision import layer_arithmetic
 
 ALWAYS = (
     "data.type",
@@ -118,14 +119,13 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
     else:
         network = checkpoint.load(file.path)
         config = _config(file, network.meta["config"], overrides)
-        device = pick_device(config)
+        device = prepare_device(config.process)
         model = network.to(device)
     loader = validation_loader(config.data)
     for images, _ in loader:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
-    recon = config.quant.recon
-    with tf32(recon is not None and recon.precision == "tf32"):  # as the run that measured the recorded top-1
+    with layer_arithmetic(config.quant.recon):  # as the run that measured the recorded top-1
         return accuracy(model, loader, device), config
 
 

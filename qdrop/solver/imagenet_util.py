@@ -17,7 +17,6 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
 from qdrop.config import DataConfig
-from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.datasets import (
     CIFAR_SIDE,
     DataError,
@@ -28,9 +27,6 @@ from qdrop.solver.datasets import (
     training_source,
     validation_source,
 )
-
-# accuracy and check_network are in accuracy.py now; evaluate.py still takes them from here.
-__all__ = ["accuracy", "calibration_images", "check_network", "num_classes", "validation_loader"]
 
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from qdrop import checkpoint
-from qdrop.config import Config
+from qdrop.config import Config, ProcessConfig
 from qdrop.config_io import ConfigError, parse_args, run_folder
 from qdrop.models import build_model_with_info
 from qdrop.quantization.convert import quantize_graph
@@ -26,7 +26,7 @@ from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import calibration_images, num_classes, validation_loader
 from qdrop.solver.memory import keep_freed_memory
-from qdrop.solver.precision import tf32
+from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.result import Result
@@ -50,12 +50,11 @@ def run(config: Config, out: Path) -> Result:
         QdropError: Names what to change.
         OSError: If a file cannot be read or written.
     """
-    recon = config.quant.recon
     with locked(out):
         if (found := complete(out, config)) is not None:
             log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
             return found
-        with logging_to(out), tf32(recon is not None and recon.precision == "tf32"):
+        with logging_to(out), layer_arithmetic(config.quant.recon):
             return _quantize(config, out)
 
 
@@ -63,7 +62,7 @@ def _quantize(config: Config, out: Path) -> Result:
     """The work of :func:`run`, from the data to the figures."""
     quant, recon, seed = config.quant, config.quant.recon, config.process.seed
     folder = RunFolder(out)
-    device = pick_device(config)
+    device = prepare_device(config.process)
 
     # Data and the full-precision network.
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
@@ -121,15 +120,15 @@ def _quantize(config: Config, out: Path) -> Result:
     return result
 
 
-def pick_device(config: Config) -> torch.device:
-    """The device `process.device` asks for; also sets the number of CPU threads.
+def prepare_device(process: ProcessConfig) -> torch.device:
+    """The device that `process.device` names; sets the number of CPU threads.
 
     Raises:
         ConfigError: If a GPU is asked for and there is none.
     """
-    if config.process.threads is not None:
-        torch.set_num_threads(config.process.threads)
-    name = config.process.device
+    if process.threads is not None:
+        torch.set_num_threads(process.threads)
+    name = process.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -33,7 +33,7 @@ def test_a_plain_step_learns():
     unit, inputs, target = a_unit()
     twin = plain(unit, keep=0.5)
     before = {name: p.detach().clone() for name, p in twin.named_parameters()}
-    plain_step(twin, inputs, target, ReconConfig(batch_size=4))()
+    plain_step(twin, inputs, target, ReconConfig(batch_size=4))(0.01, 20.0)
     moved = {name for name, p in twin.named_parameters() if not torch.equal(p, before[name])}
     assert {name.rpartition(".")[2] for name in moved} == {"alpha", "scale"}
 
