@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -32,12 +32,23 @@ def keep_freed_memory() -> None:
     By default a large tensor's memory goes back to the system when it is freed and comes back zeroed, page by page:
     in an iteration that allocates and frees the same activations again, up to a fifth of the time.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if (mallopt := _of_c_library("mallopt")) is not None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what the C library keeps; where it is not glibc, do nothing.
+
+    Between one unit and the next: blocks of other sizes come then, and would not fit the gaps.
+    """
+    if (malloc_trim := _of_c_library("malloc_trim")) is not None:
+        malloc_trim(0)
+
+
+def _of_c_library(name: str) -> Callable[..., object] | None:
+    """A function of the C library; None if it has none of that name, or the system is not Linux."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.loss import reconstruction_loss
+from qdrop.solver.memory import give_back_freed_memory
 from qdrop.solver.run_folder import peak_memory_mb
 from qdrop.solver.step import Compiler
 from qdrop.solver.storage import Storage
@@ -137,6 +138,7 @@ class _Walk:
         if learns:
             after = _loss_over(rounded[0], full[0], self.config.batch_size)
         cache.advance(index, part, full, rounded)
+        give_back_freed_memory()
         if part.unit is None or done is not None:
             return done
         seconds, memory = time.perf_counter() - started, peak_memory_mb(self.device)

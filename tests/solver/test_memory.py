@@ -44,3 +44,23 @@ def test_freed_memory_can_be_kept():
     code = "import torch; from qdrop.solver.memory import keep_freed_memory as keep; keep(); print(torch.ones(9).sum())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "tensor(9.)\n", done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_freed_memory_is_given_back():
+    code = (
+        "import psutil, torch\n"
+        "from qdrop.solver.memory import give_back_freed_memory, keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "held = lambda: psutil.Process().memory_info().rss >> 20\n"
+        "torch.ones(1), psutil.Process()\n"
+        "before = held()\n"
+        "tensor = torch.ones(100 << 18)\n"
+        "del tensor\n"
+        "kept = held() - before\n"
+        "give_back_freed_memory()\n"
+        "print(kept, held() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 80 and left < 20
