@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdrop.quantization.blocks import in_blocks
+from qdrop.quantization.blocks import in_blocks, is_traced
 from qdrop.quantization.drop import Mask
 from qdrop.quantization.layout import in_memory_order
 
@@ -121,8 +121,8 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """`a * b` summed to the shape of `like`."""
-    if like.numel() > 1:
-        return (a * b).sum_to_size(like.shape)
+    if like.numel() > 1 or is_traced():
+        return (a * b).sum_to_size(like.shape)  # a compiler fuses it with whatever else runs over these tensors
     # The products' sum in one pass, without keeping them.
     return torch.dot(in_memory_order(a, a).reshape(-1), in_memory_order(b, a).reshape(-1)).view_as(like)
 

@@ -32,7 +32,7 @@ def in_blocks(function: Callable[..., None], count: int, *tensors: Tensor) -> li
     layout = memory_format(first)
     dtype = torch.promote_types(first.dtype, torch.float32)
     results = [torch.empty_like(first, dtype=dtype, memory_format=layout) for _ in range(count)]
-    if _is_traced() or first.device.type != "cpu" or first.numel() <= size:
+    if is_traced() or first.device.type != "cpu" or first.numel() <= size:
         function(*tensors, *results)
     else:
         arguments = [in_memory_order(t, first).reshape(-1) for t in (*tensors, *results)]
@@ -41,6 +41,6 @@ def in_blocks(function: Callable[..., None], count: int, *tensors: Tensor) -> li
     return results
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether the work becomes a graph, for a compiler that finds its own blocks."""
     return get_proxy_mode() is not None or torch.compiler.is_compiling()
