@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from qdrop.config import QuantConfig, ReconConfig
 from qdrop.config_io import config_from_dict
+from qdrop.errors import first_line
 from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import GraphError, trace
 from qdrop.quantization.plan import Plan, make_plan
@@ -67,18 +69,20 @@ def quantize(
             names the parameter or module and the reason.
         ConfigError: If the config has an unknown key or a value out of range.
         ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
-            float32 tensors `[N, C, H, W]`.
+            float32 tensors `[N, C, H, W]`, or no such device.
     """
     quant = _config(config)
     recon = quant.recon
     images = _collect(calibration, quant.calibrate)
     _check(images, quant)
     parameter = next(model.parameters(), torch.empty(0))
-    target = torch.device(device) if device is not None else parameter.device
+    target = _usable(parameter.device if device is None else device)
 
     graph = _trace(model, images[:2].to(parameter.device))
     plan = make_plan(graph, quant, recon.granularity if recon else "block")
     quantized = quantize_graph(graph, plan).to(target)
+    for tensor in (*quantized.parameters(), *quantized.buffers()):
+        tensor.data = tensor.data.clone()  # the model may be trained on, or loaded anew
     batch_size = recon.batch_size if recon else 32
     units: tuple[UnitReport, ...] = ()
     with layer_arithmetic(recon):
@@ -91,9 +95,23 @@ def quantize(
     return quantized, Report(plan, units)
 
 
+def _usable(device: torch.device | str) -> torch.device:
+    """A device that something can be put on.
+
+    Raises:
+        ValueError: If there is none of that name here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # as a name or a GPU is missing
+        raise ValueError(f"device = {str(device)!r}: {first_line(error)}") from error
+
+
 def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """:func:`trace`, with the reason where the model cannot even run on `example`, images `[N, C, H, W]`."""
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise GraphError(f"parameter '{name}' has no shape yet; run the model on some images first")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise GraphError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32, as model.float() makes")
     if any(value.is_inference() for value in model.state_dict().values()):
@@ -150,4 +168,4 @@ def _images(batch: Batch) -> Tensor:
         raise ValueError(
             f"calibration images are of shape {list(images.shape)}; expected [N, C, H, W], or batches of that shape"
         )
-    return images
+    return images.detach()

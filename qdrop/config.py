@@ -263,7 +263,7 @@ class DataConfig:
 class ProcessConfig:
     """How the run is carried out."""
 
-    seed: Annotated[int, Field(ge=0)] = 1005
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1005
     """Seed of every random choice."""
     device: Device = "auto"
     """Where to compute; auto: the GPU if there is one."""

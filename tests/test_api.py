@@ -172,3 +172,48 @@ def test_images_that_cannot_be_calibrated_on(model, images, change, told):
 def test_fewer_images_than_asked_for_are_mentioned(model, images, caplog):
     qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}, "calibrate": 100})
     assert "32 calibration images, of the 100" in caplog.text
+
+
+class Flattened(nn.Module):
+    """Flattens with `view` what a convolution writes, as many tutorials do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 3, stride=2), nn.Conv2d(6, 8, 2), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_a_view_may_follow_a_convolution(images):
+    model = Flattened().eval()
+    quantized, _ = qdrop.quantize(model, images, RECON)
+    with qdrop.quantizing(quantized, weights=False, activations=False):
+        torch.testing.assert_close(quantized(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_what_becomes_of_the_model_later_does_not_reach_the_quantized_network(model, images):
+    quantizer = {"a_qconfig": {"bit": 4}, "w_qconfig": {"bit": 4, "quantizer": "FixedFakeQuantize"}}
+    quantized, _ = qdrop.quantize(model, images, quantizer)
+    expected = quantized(images)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.mul_(3)
+    assert torch.equal(quantized(images), expected)
+
+
+def test_images_that_carry_a_gradient(model, images):
+    quantized, _ = qdrop.quantize(model, images.clone().requires_grad_(), RECON)
+    assert torch.equal(quantized(images), qdrop.quantize(model, images, RECON)[0](images))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(device, model, images):
+    with pytest.raises(ValueError, match=f"device = '{device}'"):
+        qdrop.quantize(model, images, RECON, device=device)
+
+
+def test_a_lazy_layer_that_has_no_shape_yet(images):
+    with pytest.raises(GraphError, match=r"parameter '0\.weight' has no shape yet"):
+        qdrop.quantize(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2)), images, RECON)

@@ -55,6 +55,11 @@ def test_what_a_user_can_put_right_is_one_line(error, caplog):
     assert "error: " in line and first_line(error) in line
 
 
+def test_an_interruption_is_one_line(caplog):
+    assert exit_status(raising(KeyboardInterrupt())) == 130
+    assert caplog.text.rstrip().endswith("interrupted")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("a mistake of ours"), KeyError("x")])
 def test_a_mistake_of_ours_keeps_its_traceback(error):
     with pytest.raises(type(error)):

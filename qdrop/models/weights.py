@@ -190,7 +190,7 @@ def _read(path: Path) -> Any:
                 f"{path} holds Python objects ({_shorten(objects)}), which could run any code when read; "
                 "save the tensors alone: torch.save(model.state_dict(), file)"
             ) from None
-        reason = f" ({error})" if isinstance(error, SafetensorError | OSError) else ""
+        reason = f" ({error})" if isinstance(error, SafetensorError | OSError | RuntimeError) else ""
         raise WeightsError(
             f"{path}, {path.stat().st_size} bytes, cannot be read as a checkpoint{reason}; expected tensors "
             "written by torch.save or safetensors. If it was downloaded, delete it and start again"

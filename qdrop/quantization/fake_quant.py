@@ -131,8 +131,9 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
         return _scale_gradient(self.scale, factor), zero_point + (zero_point.round() - zero_point).detach()
 
     def learned(self) -> list[nn.Parameter]:
-        """See :meth:`FakeQuantize.learned`."""
-        return [cast(nn.Parameter, self.scale), cast(nn.Parameter, self.zero_point)]
+        """See :meth:`FakeQuantize.learned`; a symmetric grid keeps its zero point at 0."""
+        learned = super().learned()
+        return learned if self.spec.symmetric else [*learned, cast(nn.Parameter, self.zero_point)]
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -90,7 +90,7 @@ def check_supported(traced: fx.GraphModule) -> None:
     seen: set[str] = set()
     for node in traced.graph.nodes:
         if multiplies_weight(node):
-            raise GraphError(f"{where(node)} computes its weight on the fly; only layer modules are quantized")
+            raise GraphError(f"{where(node)} takes a weight as an argument; only layer modules are quantized")
         module = module_of(node)
         if module is None or not any(p.ndim > 1 for p in module.parameters()):
             continue
@@ -110,5 +110,5 @@ def _check_same(expected: Any, result: Any) -> None:
     if not difference <= TOLERANCE * float(expected.abs().max()) + 1e-6:
         raise GraphError(
             f"the traced graph differs from the model by {difference:.3g}: its forward depends on more than"
-            " its input, such as the batch size, or the weights are not finite"
+            " its input, such as the batch size, or works in place on a view, or the weights are not finite"
         )

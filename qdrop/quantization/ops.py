@@ -160,10 +160,15 @@ def moves(node: fx.Node) -> bool:
     return isinstance(module_of(node), MOVING_MODULES) or operation(node) in _MOVING_NAMES
 
 
-def out_of_place(node: fx.Node) -> None:
-    """Turn an in-place function or method (`relu_`, `+=`, `inplace=True`) into its out-of-place twin."""
+def out_of_place(node: fx.Node) -> bool:
+    """Turn an in-place function or method (`relu_`, `+=`, `inplace=True`) into its out-of-place twin.
+
+    Returns:
+        Whether it works in place; a module that does is left as it is.
+    """
     if node.op not in ("call_function", "call_method"):
-        return
+        return bool(getattr(module_of(node), "inplace", False))
+    before = node.target, node.kwargs
     if node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
     name = operation(node)
@@ -173,6 +178,17 @@ def out_of_place(node: fx.Node) -> None:
         node.target = _INPLACE_OPERATORS[name]
     elif node.op == "call_function" and name.endswith("_") and hasattr(torch, name[:-1]):
         node.target = getattr(torch, name[:-1])
+    return (node.target, node.kwargs) != before
+
+
+def any_layout(node: fx.Node) -> None:
+    """Turn the method `view` into `reshape`, which also takes values that lie channels-last in memory."""
+    if node.op != "call_method" or node.kwargs:
+        return
+    if node.target == "view" and not isinstance(node.args[1], torch.dtype):
+        node.target = "reshape"
+    elif node.target == "view_as":
+        node.target = "reshape_as"
 
 
 _INPLACE_OPERATORS = {

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from qdrop.quantization.ops import (
     FUNCTIONAL_LAYERS,
     GraphError,
+    any_layout,
     module_of,
     operation,
     out_of_place,
@@ -44,15 +45,21 @@ def simplify(traced: fx.GraphModule) -> None:
 
 
 def _clean(traced: fx.GraphModule) -> None:
-    """Drop assertions, idle operations and dead code; make every operation out of place."""
-    for node in list(traced.graph.nodes):
+    """Drop assertions, idle operations and dead code; make every operation out of place, in any memory layout."""
+    order = {node: index for index, node in enumerate(traced.graph.nodes)}
+    for node in order:
         if node.op == "call_function" and node.target is torch._assert:
             traced.graph.erase_node(node)
         elif _is_idle(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             traced.graph.erase_node(node)
         else:
-            out_of_place(node)
+            any_layout(node)
+            if out_of_place(node) and node.all_input_nodes:  # whoever reads its input later means its result
+                node.all_input_nodes[0].replace_all_uses_with(
+                    node,
+                    delete_user_cb=lambda user: order[user] > order[node],  # noqa: B023
+                )
     traced.graph.eliminate_dead_code()
 
 

@@ -7,14 +7,19 @@ from qdrop.errors import QdropError, first_line
 from qdrop.solver.memory import is_out_of_memory
 
 log = logging.getLogger("qdrop")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do the work of a command: 0, or 1 after a message where it fails through settings, files, data or memory."""
+    """Do the work of a command: 0, or, after a message, 1 where it fails through settings, files, data or memory."""
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
     try:
         work()
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return INTERRUPTED
     except (QdropError, OSError) as error:
         log.error("error: %s", error)
         return 1

@@ -100,8 +100,8 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(logits)
 
 
-def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
-    """Top-1 in percent of the network in a file, and the settings it was measured with.
+def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, int, Config]:
+    """Top-1 in percent of the network in a file, on how many images, and the settings it was measured with.
 
     Args:
         path: A run folder, a packed checkpoint, or ONNX.
@@ -126,15 +126,16 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, Config]:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
     with layer_arithmetic(config.quant.recon):  # as the run that measured the recorded top-1
-        return accuracy(model, loader, device), config
+        return accuracy(model, loader, device), len(loader.dataset), config  # type: ignore[arg-type]
 
 
 def _config(file: NetworkFile, recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
     """The settings recorded in a file, with those of the command line, each of which must have an effect."""
     try:
         config_from_dict(recorded)
-    except ConfigError as error:
-        raise ConfigError(*(f"{file.path}: its recorded settings: {problem}" for problem in error.problems)) from error
+    except ConfigError as error:  # `qdrop.save` records whatever it is given
+        log.warning("%s: what it records are not the settings of a run: %s", file.path, first_line(error))
+        recorded = {}
     config = config_from_dict(recorded, overrides)
     images = [f"data.{name}" for name in IMAGES[config.data.type]]
     used = [*ALWAYS, *PLACES[config.data.type], *images, *(TORCH if file.kind is FileKind.CHECKPOINT else ())]
@@ -173,8 +174,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     overrides = [*([] if args.data is None else [f"data.path={args.data}"]), *args.overrides]
 
     def work() -> None:
-        top1, config = evaluate(args.file, overrides)
-        print(f"{args.file}: top-1 {top1:.2f} on {config.data.name or config.data.type}")
+        top1, images, config = evaluate(args.file, overrides)
+        print(f"{args.file}: top-1 {top1:.2f} on {images:,} images of {config.data.name or config.data.type}")
 
     return exit_status(work)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
@@ -95,6 +95,20 @@ def validation_loader(config: DataConfig) -> DataLoader:
 def num_classes(config: DataConfig) -> int:
     """How many classes the full list has, whichever of them `val` holds."""
     return len(class_names(config))
+
+
+def check_preparation(model: nn.Module, config: DataConfig) -> None:
+    """Warn where a network says that it was trained on images prepared in another way, as those of timm do."""
+    trained = getattr(model, "pretrained_cfg", None)
+    if config.type != "imagenet" or not isinstance(trained, dict):
+        return
+    here = {"mean": config.mean, "std": config.std, "input_size": config.input_size}
+    there = {name: trained.get(name, value) for name, value in here.items()}
+    if isinstance(there["input_size"], tuple):  # (C, H, W)
+        there["input_size"] = there["input_size"][-1]
+    for name, value in here.items():
+        if there[name] != value:
+            log.warning("the network was trained with data.%s=%s, here it is %s", name, there[name], value)
 
 
 Sample = tuple[Tensor, int] | str | DataError

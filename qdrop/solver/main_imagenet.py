@@ -24,7 +24,7 @@ from qdrop.quantization.state import quantizing
 from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status
-from qdrop.solver.imagenet_util import calibration_images, num_classes, validation_loader
+from qdrop.solver.imagenet_util import calibration_images, check_preparation, num_classes, validation_loader
 from qdrop.solver.memory import keep_freed_memory
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
@@ -68,6 +68,7 @@ def _quantize(config: Config, out: Path) -> Result:
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
     loader = validation_loader(config.data)
     images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
+    check_preparation(model, config.data)
     check_network(model, images[:2], num_classes(config.data))
 
     # What is quantized where, and the units.

@@ -15,6 +15,7 @@ from typing import Any
 
 from qdrop.config import ActivationQConfig, Config, ProcessConfig, ReconConfig
 from qdrop.config_io import config_to_dict, flat, load_config
+from qdrop.files import write_file
 from qdrop.solver.result import Result
 from qdrop.solver.resume import HOW
 from qdrop.solver.run_folder import PLACES
@@ -149,7 +150,8 @@ def _changes(key: str, default: Any, value: Any) -> Iterator[str]:
     """Overrides that turn one setting, or section of them, into another."""
     if isinstance(value, dict) and isinstance(default, dict) and value.keys() == default.keys():
         for name in value:
-            yield from _changes(f"{key}.{name}" if key else name, default[name], value[name])
+            inner = f".{name}" if name.isidentifier() else f"[{name}]"  # a pattern of names has dots of its own
+            yield from _changes(f"{key}{inner}".lstrip("."), default[name], value[name])
     elif value != default:
         yield shlex.quote(f"{key}={json.dumps(value)}")
 
@@ -240,8 +242,10 @@ def _mean(values: list[float]) -> str:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.report") -> int:
     """Entry point of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("exp", type=Path, help="folder of the experiments")
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("exp", type=Path, help="folder of the experiments, with its published.json")
     exp = parser.parse_args(argv).exp
     try:
         text = report(exp)
@@ -249,7 +253,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
         names = ", ".join(field.name for field in fields(Result))
         print(f"error: {error}; a result.json holds {names}", file=sys.stderr)
         return 1
-    (exp / "README.md").write_text(text, encoding="utf-8")
+    try:
+        write_file(exp / "README.md", text)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -232,6 +232,12 @@ def test_lsq_plus_learns_its_zero_point():
     assert module.zero_point.grad.item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_lsq_plus_leaves_the_zero_point_of_a_symmetric_grid(symmetric):
+    module = build_quantizer(activation_spec(quantizer="LSQPlusFakeQuantize", symmetric=symmetric))
+    assert any(parameter is module.zero_point for parameter in module.learned()) != symmetric
+
+
 def test_lsq_plus_rounds_with_an_integer_zero_point():
     module = build_quantizer(activation_spec(quantizer="LSQPlusFakeQuantize", bit=3))
     module.set_range(torch.tensor([-1.0]), torch.tensor([2.5]))

@@ -58,7 +58,7 @@ REFUSED = {
     f" follows cat in 'features.denseblock1.denselayer1', {NOT_A_LAYER}",
     "torchvision/vit_b_16": "'encoder.layers.encoder_layer_0.self_attention' (MultiheadAttention) holds a"
     " weight but is none of Conv2d, Conv1d, Linear; it cannot be quantized yet",
-    "torchvision/swin_t": "shifted_window_attention in 'features.1.0.attn' computes its weight on the fly;"
+    "torchvision/swin_t": "shifted_window_attention in 'features.1.0.attn' takes a weight as an argument;"
     " only layer modules are quantized",
     "timm/tf_efficientnet_b0": "cannot trace module 'conv_stem' (Conv2dSame): symbolically traced variables"
     " cannot be used as inputs to control flow",

@@ -206,7 +206,7 @@ class Dynamic(nn.Module):
 
 @pytest.mark.parametrize(("block", "name"), [(Product, "matmul"), (Dynamic, "conv2d")])
 def test_weight_that_no_layer_holds_is_refused(block, name):
-    with pytest.raises(GraphError, match=f"{name} in 'body.0' computes its weight on the fly"):
+    with pytest.raises(GraphError, match=f"{name} in 'body.0' takes a weight as an argument"):
         planned(filled(Network(block())))
 
 

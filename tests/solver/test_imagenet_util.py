@@ -17,6 +17,7 @@ from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.datasets import DataError, class_names, digits, training_source, validation_source
 from qdrop.solver.imagenet_util import (
     calibration_images,
+    check_preparation,
     num_classes,
     validation_loader,
 )
@@ -517,3 +518,14 @@ def test_real_cifar():
     labels = torch.tensor(labels_of(validation_loader(config)))
     assert labels.bincount().tolist() == [10] * 10
     assert calibration_images(config, 32, seed=0).shape == (32, 3, 32, 32)
+
+
+def test_images_prepared_otherwise_than_in_training_are_mentioned(caplog):
+    model = nn.Flatten()
+    check_preparation(model, DataConfig())
+    model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.229, 0.224, 0.225), "input_size": (3, 299, 299)}
+    check_preparation(model, DataConfig(type="cifar10"))
+    assert not caplog.text
+    check_preparation(model, DataConfig())
+    assert "data.mean=(0.5, 0.5, 0.5), here it is (0.485, 0.456, 0.406)" in caplog.text
+    assert "data.input_size=299, here it is 224" in caplog.text and "std" not in caplog.text

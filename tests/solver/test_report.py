@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qdrop.config_io import config_from_dict, load_config, save_config
-from qdrop.solver.report import main, report
+from qdrop.solver.report import _changes, main, report
 from qdrop.solver.result import Result
 
 EXP = Path(__file__).parents[2] / "exp"
@@ -141,3 +142,11 @@ def test_the_table_needs_neither_the_main_job_nor_its_data():
     env = os.environ | {"PYTHONPATH": str(EXP.parent)}
     done = subprocess.run([sys.executable, "-c", loaded], env=env, capture_output=True, text=True, check=True)
     assert not {"qdrop.solver.main_imagenet", "qdrop.solver.datasets"} & set(done.stdout.split())
+
+
+def test_a_changed_override_of_a_pattern_is_one_that_parses():
+    before, after = ({"quant": {"overrides": {"layer4.*": {"a_bit": bit}}}} for bit in (8, 6))
+    (change,) = _changes("", before, after)
+    (override,) = shlex.split(change)
+    assert override == "quant.overrides[layer4.*].a_bit=6"
+    assert config_from_dict(before, [override]).quant.overrides["layer4.*"].a_bit == 6
