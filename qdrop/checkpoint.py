@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, fx
 
 from qdrop.container import CheckpointError, read_container, write_container
-from qdrop.packed import Checkpoint, reason
+from qdrop.packed import Checkpoint, check_grid, reason
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.graph_data import GraphDataError, constants, graph_to_data
 from qdrop.quantization.ops import place
@@ -62,8 +62,10 @@ def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
     for spec in plan.quantizers:
         quantizer = model.get_submodule(spec.name)
         assert isinstance(quantizer, FakeQuantize)
-        if not (quantizer.scale.isfinite().all() and quantizer.zero_point.isfinite().all()):
-            raise CheckpointError(f"{spec.name}: its scale is not finite; was the network calibrated?")
+        try:  # what would not load is not written
+            check_grid(spec, quantizer.scale, quantizer.zero_point)
+        except ValueError as error:
+            raise CheckpointError(f"{error}; was the network calibrated?") from error
         tensors[f"{spec.name}.scale"] = quantizer.scale
         tensors[f"{spec.name}.zero_point"] = _smallest(quantizer.zero_point)
         if spec.kind is Kind.WEIGHT:

@@ -55,12 +55,14 @@ class Checkpoint:
         """Scale and zero point of a quantizer, float32 `[C]` each.
 
         Raises:
-            ValueError: If there are not as many as the plan says.
+            ValueError: If there are not as many as the plan says, or one means nothing: see :func:`check_grid`.
         """
         scale, zero_point = self.tensors[f"{spec.name}.scale"], self.tensors[f"{spec.name}.zero_point"]
         if not scale.shape == zero_point.shape == (spec.channels,):
             raise ValueError(f"{spec.name} has {tuple(scale.shape)} scales; expected {spec.channels}")
-        return scale.float(), zero_point.float()
+        scale, zero_point = scale.float(), zero_point.float()
+        check_grid(spec, scale, zero_point)
+        return scale, zero_point
 
     def unquantized(self) -> dict[str, Tensor]:
         """What is not quantized, and no scale or zero point, by name."""
@@ -98,6 +100,23 @@ class Checkpoint:
 
     def _weights(self) -> list[QuantizerSpec]:
         return [spec for spec in self.plan.quantizers if spec.kind is Kind.WEIGHT]
+
+
+def check_grid(spec: QuantizerSpec, scale: Tensor, zero_point: Tensor) -> None:
+    """Refuse a grid that nothing can be rounded to, or whose zero, once rounded, is none of its integers.
+
+    Raises:
+        ValueError: Names the tensor, a value in it and what was expected.
+    """
+    low, high = spec.integers
+    rounded = torch.round(zero_point)  # as before use: a learned one may be up to half a step outside
+    checks = (
+        ("scale", scale, scale.isfinite() & (scale > 0), "finite numbers above 0"),
+        ("zero_point", zero_point, (rounded >= low) & (rounded <= high), f"{low} to {high}"),  # false for NaN
+    )
+    for name, values, valid, expected in checks:
+        if not valid.all():
+            raise ValueError(f"{spec.name}.{name} holds {values[~valid][0].item():g}; expected {expected}")
 
 
 @torch.no_grad()

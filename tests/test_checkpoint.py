@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from qdrop.checkpoint import (
 )
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.container import checksum
+from qdrop.quantization.affine import MIN_SCALE
 from qdrop.quantization.convert import segments
 from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
 from qdrop.solver.recon import reconstruct
@@ -379,6 +381,42 @@ def test_contents_that_do_not_fit_each_other(saved, part, change, match):
     refuses(saved, match)
 
 
+GRIDS = ("stem.0.weight_quantizer", "body.0.conv1.output_quantizer")
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    ("end", "value", "match"),
+    [
+        *(("scale", value, f"holds {value:g}; expected finite numbers above 0") for value in (NAN, INF, -INF, 0, -0.1)),
+        *(("zero_point", value, f"holds {value:g}; expected 0 to ") for value in (NAN, INF, -INF, -1, 256)),
+    ],
+)
+def test_a_forged_grid_that_means_nothing(saved, name, end, value, match):
+    """Nothing that reads a network, such as an export, has to expect one."""
+    checkpoint = read(saved)
+    values = checkpoint.tensors[f"{name}.{end}"].float()
+    values[-1] = value
+    write(replace(checkpoint, tensors=checkpoint.tensors | {f"{name}.{end}": values}), saved)
+    refuses(saved, rf"{name}.{end} {match}")
+
+
+def test_the_least_scale_and_the_outermost_zero_points(tmp_path):
+    """An all-zero channel has the least scale; a learned zero point may be half a step from the integers."""
+    weights = WeightQConfig(quantizer="LSQPlusFakeQuantize", observer=MIN_MAX)
+    model = network("residual")
+    with torch.no_grad():
+        model.stem[0].weight[0] = 0
+    model, _ = quantized(model, QuantConfig(w_qconfig=weights))
+    first, *others = quantizers(model, "weight")
+    with torch.no_grad():
+        first.scale[0] = MIN_SCALE
+        for quantizer, end in zip(others, (first.qmin - 0.5, others[1].qmax + 0.4), strict=False):
+            quantizer.zero_point.fill_(end)
+    assert torch.equal(round_trip(model, tmp_path / "q")(images()), outputs(model, images()))
+
+
 @pytest.mark.parametrize("part", ["config", "metrics"])
 @pytest.mark.parametrize("text", ["[1]", "5", "null", '"text"'])
 def test_metadata_of_the_wrong_kind(saved, part, text):
@@ -418,8 +456,9 @@ def test_a_network_that_is_not_calibrated(tmp_path):
     model, _ = quantized(network("residual"), calibrate=False)
     with torch.no_grad():
         next(iter(quantizers(model))).scale.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="calibrate"):
+    with pytest.raises(CheckpointError, match=r"_quantizer\.scale holds nan; .*calibrate"):
         save(model, tmp_path / "q")
+    assert not list(tmp_path.iterdir())
 
 
 class Unusual(nn.Module):

@@ -57,6 +57,18 @@ def storage_for(quantizer: FakeQuantize, container: Container) -> Storage:
     return Storage(8 if container is Container.INT8 else narrowest, spec.symmetric)
 
 
+def activation_storage(quantizer: FakeQuantize, container: Container) -> tuple[Storage, int]:
+    """The type that holds the integers of an activation, and what is added to each of them there.
+
+    In 8 bits signed ones are shifted to be unsigned, which changes no value: ONNX Runtime (1.32) repeats a quantizer
+    behind a MaxPool or a reshape as one of unsigned integers, and refuses the file where the zero point is signed.
+    """
+    storage = storage_for(quantizer, container)
+    if container is Container.INT8 and storage.signed:
+        return Storage(storage.width, False), -storage.range[0]
+    return storage, 0
+
+
 @dataclass(frozen=True)
 class StoredWeight:
     """A weight as integers in a type of ONNX: `weight = (integers - zero_point) * scale`."""

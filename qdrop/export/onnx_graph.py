@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from qdrop.export.containers import OPSETS
 from qdrop.export.emitter import Emitter, OnnxGraph, Value
+from qdrop.export.errors import ExportError
 from qdrop.export.facts import TensorFact, find_facts
 from qdrop.export.onnx_layers import Bounds, clip_bounds, convolution, linear, quantize
 from qdrop.export.options import Container
@@ -156,8 +157,11 @@ def _call(e: Emitter, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         raise e.error(f"calls {name or e.node.target}, which is none of {supported()}")
     try:
         return FUNCTIONS[name](e, *args, **kwargs)
-    except TypeError as error:
-        raise e.error(f"calls {name} with arguments that are not supported ({error})") from error
+    except ExportError:  # a ValueError too, and says what is wrong
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"  # a KeyError says only the key
+        raise e.error(f"calls {name} with arguments that are not supported ({reason})") from error
 
 
 def _module_call(e: Emitter, module: nn.Module) -> tuple[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
-from qdrop.export.containers import Storage, storage_for, stored_weight
+from qdrop.export.containers import Storage, activation_storage, stored_weight
 from qdrop.export.emitter import Emitter, Value
 from qdrop.export.options import Container
 from qdrop.quantization.fake_quant import FakeQuantize
@@ -29,10 +29,10 @@ def quantize(e: Emitter, quantizer: FakeQuantize, x: Value, bounds: Bounds) -> s
         bounds: Smallest and largest value, of a function between `x` and the quantizer that only clips.
     """
     spec = quantizer.spec
-    storage = storage_for(quantizer, e.graph.container)
+    storage, shift = activation_storage(quantizer, e.graph.container)
     axis, shape = ({}, ()) if spec.ch_axis == -1 else ({"axis": spec.ch_axis}, (-1,))
-    scale, zero_point = quantizer.scale.detach(), torch.round(quantizer.zero_point.detach())
-    low, high = _integer_bounds(quantizer, bounds)
+    scale, zero_point = quantizer.scale.detach(), torch.round(quantizer.zero_point.detach()) + shift
+    low, high = (end + shift for end in _integer_bounds(quantizer, bounds))
     grid = e.constant(scale.reshape(shape)), _integers(e, storage, zero_point.reshape(shape))
     integers = e.add("QuantizeLinear", x, *grid, **axis)
     if e.graph.container is Container.INT8:

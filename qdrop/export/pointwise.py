@@ -44,8 +44,11 @@ def _elu(e: Emitter, input: Value, alpha: float = 1.0) -> str:
 
 
 def _prelu(e: Emitter, input: Value, weight: Any) -> str:
-    slopes = np.asarray(weight.detach().cpu()).reshape(-1, *[1] * (len(input.shape) - 2))
-    return e.add("PRelu", input, e.constant(slopes))
+    """The slopes, one per channel or one for all, are a module's parameter or a value of the graph."""
+    ones = [1] * (len(input.shape) - 2)
+    if isinstance(weight, Value):
+        return e.add("PRelu", input, e.reshaped(weight, (None, *ones)))
+    return e.add("PRelu", input, e.constant(weight.reshape(-1, *ones)))
 
 
 def _gelu(e: Emitter, input: Value, approximate: str = "none") -> str:

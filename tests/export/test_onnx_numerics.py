@@ -89,10 +89,26 @@ def test_no_clip_where_the_type_ends_with_the_quantizer(tmp_path):
 @pytest.mark.parametrize("bit", range(2, 9))
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_types(bit, symmetric, tmp_path):
-    for container, width in (("native", WIDTHS[bit]), ("int8", 8)):
+    native = f"{'' if symmetric else 'U'}INT{WIDTHS[bit]}"
+    for container, expected in (("native", native), ("int8", "UINT8")):
         export_onnx(graph_of(quantizer(bit=bit, symmetric=symmetric)), images(2), tmp_path / "q.onnx", container)
         types = {onnx.TensorProto.DataType.Name(i.data_type) for i in onnx.load(tmp_path / "q.onnx").graph.initializer}
-        assert types - {"FLOAT"} == {f"{'' if symmetric else 'U'}INT{width}"}
+        assert types - {"FLOAT"} == {expected}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("bit", [2, 3, 4, 8])
+@pytest.mark.parametrize("behind", [nn.MaxPool2d(2), nn.Flatten(2), nn.Flatten()], ids=["pool", "part", "all"])
+def test_symmetric_activations_before_what_keeps_their_integers(behind, bit, container, tmp_path):
+    """ONNX Runtime moves quantizers past such operations, and has to load what it makes of them."""
+    q = quantizer(scale=0.3, bit=bit, symmetric=True)
+    layer = QConv2d.from_float(nn.Conv2d(3, 3, 1), build_quantizer(weight_spec((3, 3, 1, 1), 4, symmetric=True)))
+    layer.calibrate_weight()
+    layer.weight_quantizer.active = True
+    model = graph_of(layer, nn.ReLU(), q, behind, nn.Sigmoid())
+    x = images(4) * 2
+    with torch.no_grad():
+        assert torch.allclose(exported(model, x, tmp_path, container), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -138,6 +138,26 @@ def test_quantized_blocks(name, widths, container, tmp_path):
     assert ((fused - expected).abs() > 0.1 * step).float().mean() < 0.1
 
 
+class FunctionalPReLU(nn.Module):
+    """The function, with slopes that are read, or computed, in the graph."""
+
+    def __init__(self, slopes, negative):
+        super().__init__()
+        self.weight, self.negative = nn.Parameter(torch.linspace(0.1, 0.4, slopes)), negative
+
+    def forward(self, x):
+        return F.prelu(x, -self.weight if self.negative else self.weight)
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["read", "computed"])
+@pytest.mark.parametrize("slopes", [1, 3])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 5, 6)], ids=len)
+def test_prelu_with_slopes_of_the_graph(shape, slopes, negative, tmp_path):
+    x = torch.randn(shape)
+    model = trace(FunctionalPReLU(slopes, negative), x)
+    assert torch.allclose(exported(model, x, tmp_path, "int8"), model(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind, size", [("timm:mobilenetv3_small_050", 64), ("torchvision:shufflenet_v2_x0_5", 64),
                                         ("torchvision:squeezenet1_1", 64), ("digits_resnet", 8)])  # fmt: skip
 def test_common_networks(kind, size, tmp_path):
@@ -167,6 +187,17 @@ def test_what_cannot_be_written_is_named(function, reason, tmp_path):
     with pytest.raises(ExportError, match=reason):
         export_onnx(graph, images(4), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [TypeError, KeyError, ValueError, AttributeError])
+def test_a_handler_that_fails_names_its_node(kind, monkeypatch, tmp_path):
+    def handler(e, input):
+        raise kind("unexpected")
+
+    monkeypatch.setitem(FUNCTIONS, "square", handler)
+    with pytest.raises(ExportError, match=rf"square.*not supported \({kind.__name__}: '?unexpected") as caught:
+        export_onnx(trace(Apply(torch.square), images(4)), images(4), tmp_path / "model.onnx")
+    assert type(caught.value.__cause__) is kind
 
 
 def test_settings_of_a_module_that_cannot_be_written_are_named(tmp_path):
