@@ -23,13 +23,10 @@ from qdrop.files import write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.recon import UnitReport
-from qdrop.solver.run_folder import installed_version, revision
+from qdrop.solver.run_folder import IDENTITY, installed_version, revision
 
 FORMAT = "qdrop-unit"
 VERSION = 1
-IDENTITY = "run.json"
-"""In the folder: what the run was, see :func:`identity`."""
-
 CHECKSUMS = "checksums"
 """Part of the identity: checksums by the name of what they are of."""
 

@@ -31,6 +31,8 @@ MODEL = "quantized.safetensors"
 """The quantized network in a run folder."""
 RESUME = "resume"
 """The folder of an interrupted run's finished units in it."""
+IDENTITY = "run.json"
+"""In that one: what the run was. It goes first once the run is complete: without it the rest counts for nothing."""
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -136,7 +138,7 @@ def complete(folder: Path, config: Config) -> Result | None:
         folder: The run folder.
         config: All settings; `process.out` does not count, since a folder can be moved.
     """
-    if (folder / RESUME).exists() or not (folder / MODEL).is_file():
+    if (folder / RESUME / IDENTITY).exists() or not (folder / MODEL).is_file():
         return None
     try:
         before = load_config(folder / "config.resolved.yaml")

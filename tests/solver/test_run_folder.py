@@ -47,6 +47,18 @@ def test_a_folder_that_was_moved_is_still_complete(whole, tmp_path):
     assert complete(tmp_path / "moved", load_config(CONFIG, [*SHORT, "process.out=moved"])) == result
 
 
+def test_what_is_left_beside_the_identity_of_finished_units_does_not_count(whole, tmp_path):
+    folder, config, result = whole
+    shutil.copytree(folder, tmp_path / "run")
+    resume = tmp_path / "run" / "resume"
+    resume.mkdir()
+    for name in (".DS_Store", "0003.safetensors"):  # someone else's, and ours of a run killed while it tidied up
+        (resume / name).touch()
+    assert complete(tmp_path / "run", config) == result
+    (resume / "run.json").touch()
+    assert complete(tmp_path / "run", config) is None
+
+
 def test_other_settings_are_another_run(whole):
     folder, _, _ = whole
     assert complete(folder, load_config(CONFIG, [*SHORT, "process.seed=3"])) is None
