@@ -69,18 +69,21 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
 class FinishedUnits:
     """The finished units of a run, each in a file of its own.
 
+    Nothing is written before the first of them is: a run that cannot begin leaves the one before complete.
+
     Args:
-        folder: Where they are; made if it is not there.
+        folder: Where they are; made with the first of them if it is not there.
         plan: The run's plan.
         run: What :func:`identity` returned.
 
     Raises:
         ResumeError: If the folder holds finished units of another run.
-        OSError: If it cannot be written to.
+        OSError: If what counts for nothing in it cannot be removed.
     """
 
     def __init__(self, folder: Path, plan: Plan, run: Mapping[str, Any]) -> None:
         self._folder = folder
+        self._run = run
         self._names = [unit.module for unit in plan.units]
         self.seconds = 0.0
         """What the units restored so far had taken, in seconds."""
@@ -89,8 +92,6 @@ class FinishedUnits:
             log.info("going on with an interrupted run: %d of %d units are finished", len(self), len(self._names))
             return
         self._remove()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / IDENTITY, json.dumps(run, indent=1) + "\n")
 
     def __len__(self) -> int:
         """How many units are finished."""
@@ -129,6 +130,9 @@ class FinishedUnits:
         Raises:
             OSError: If it cannot be written; the units before it are still there.
         """
+        if not (self._folder / IDENTITY).is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_file(self._folder / IDENTITY, json.dumps(self._run, indent=1) + "\n")
         tensors = {key: value.cpu().contiguous() for key, value in _learned(unit).items()}
         file = self._file(report.unit)
         write_container(file, FORMAT, VERSION, {"report": json.dumps(asdict(report))}, tensors)
