@@ -23,7 +23,7 @@ from qdrop.files import write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.recon import UnitReport
-from qdrop.solver.run_folder import IDENTITY, installed_version, revision
+from qdrop.solver.run_folder import HOW, IDENTITY, installed_version, revision
 
 FORMAT = "qdrop-unit"
 VERSION = 1
@@ -32,9 +32,6 @@ CHECKSUMS = "checksums"
 
 VERSIONS = ("torch", "qdrop", "revision")
 """Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
-
-HOW = ("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile")
-"""Settings of where and how fast to compute: free to change, as are `process.device` and `process.threads`."""
 
 log = logging.getLogger("qdrop")
 

@@ -59,9 +59,35 @@ def test_what_is_left_beside_the_identity_of_finished_units_does_not_count(whole
     assert complete(tmp_path / "run", config) is None
 
 
-def test_other_settings_are_another_run(whole):
+@pytest.mark.parametrize("change", ["process.seed=3", "data.val_limit=null", "data.batch_size=32"])
+def test_other_settings_are_another_run(change, whole):
     folder, _, _ = whole
-    assert complete(folder, load_config(CONFIG, [*SHORT, "process.seed=3"])) is None
+    assert complete(folder, load_config(CONFIG, [*SHORT, change])) is None
+
+
+def test_how_it_was_computed_does_not_matter(tmp_path):
+    short = [*SHORT[1:], "quant.recon.iters=1"]
+    result = run(load_config(CONFIG, short), tmp_path)
+    how = ["process.threads=3", "process.device=cpu", "process.out=elsewhere", "data.num_workers=1"]
+    how += ["data.pin_memory=false", "quant.recon.cache.device=disk", "quant.recon.compile=off"]
+    assert complete(tmp_path, load_config(CONFIG, [*short, *how, "quant.recon.keep_gpu=false"])) == result
+
+
+def test_that_a_finished_run_is_replaced_is_told(whole, tmp_path, caplog):
+    folder, config, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    other = load_config(CONFIG, [*SHORT, "process.seed=3"])
+    result = run(other, tmp_path / "run")
+    assert f"{tmp_path / 'run'} holds a finished run of other settings: it is replaced" in caplog.text
+    assert complete(tmp_path / "run", other) == result and complete(tmp_path / "run", config) is None
+
+
+def test_the_same_run_done_again_replaces_none(whole, tmp_path, caplog):
+    folder, config, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "quantized.safetensors").unlink()
+    run(config, tmp_path / "run")
+    assert "replaced" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["result.json", "config.resolved.yaml", "quantized.safetensors"])
