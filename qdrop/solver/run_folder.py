@@ -21,6 +21,7 @@ from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig
 from qdrop.config_io import config_to_dict, flat, load_config, save_config
+from qdrop.export.options import default_paths
 from qdrop.files import write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
@@ -63,7 +64,7 @@ class RunFolder:
         (path / ".probe").unlink()
 
     def begin(self, config: Config, plan: Plan, device: torch.device, weights: WeightsInfo | None) -> None:
-        """Record settings, plan and environment in place of an earlier run's; its log and results go.
+        """Record settings, plan and environment in place of an earlier run's; its log, results and exports go.
 
         A warning tells that a finished run of other settings is replaced.
 
@@ -73,8 +74,9 @@ class RunFolder:
         self._check_room(plan)
         if (self.path / "result.json").exists() and not _same_run(self.path, config):
             log.warning("%s holds a finished run of other settings: it is replaced from here on", self.path)
-        for name in ("result.json", MODEL):
-            (self.path / name).unlink(missing_ok=True)
+        network = self.path / MODEL
+        for path in (self.path / "result.json", network, *default_paths(network)):
+            path.unlink(missing_ok=True)
         save_config(config, self.path / "config.resolved.yaml")
         write_file(self.path / "log.jsonl", "")
         self._write("plan.json", plan.to_dict())

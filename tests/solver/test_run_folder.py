@@ -11,6 +11,8 @@ import pytest
 
 from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig
 from qdrop.config_io import config_from_dict, load_config
+from qdrop.export import Container
+from qdrop.export.__main__ import write_onnx, write_program
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.result import Result
 from qdrop.solver.run_folder import complete, locked, portable
@@ -80,6 +82,22 @@ def test_that_a_finished_run_is_replaced_is_told(whole, tmp_path, caplog):
     result = run(other, tmp_path / "run")
     assert f"{tmp_path / 'run'} holds a finished run of other settings: it is replaced" in caplog.text
     assert complete(tmp_path / "run", other) == result and complete(tmp_path / "run", config) is None
+
+
+def test_what_was_exported_goes_with_its_network_and_nothing_else_does(whole, tmp_path):
+    folder, _, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    for container in Container:
+        write_onnx(tmp_path / "run" / "quantized.safetensors", container)
+    write_program(tmp_path / "run" / "quantized.safetensors")
+    (tmp_path / "run" / "quantized-mine.onnx").touch()
+    assert {path.name for path in (tmp_path / "run").glob("quantized*")} == {
+        *("quantized.safetensors", "quantized-native.onnx", "quantized-int8.onnx", "quantized.pt2"),
+        "quantized-mine.onnx",
+    }
+    run(load_config(CONFIG, [*SHORT, "process.seed=3"]), tmp_path / "run")
+    left = {path.name for path in (tmp_path / "run").glob("quantized*")}
+    assert left == {"quantized.safetensors", "quantized-mine.onnx"}
 
 
 def test_the_same_run_done_again_replaces_none(whole, tmp_path, caplog):
