@@ -19,7 +19,7 @@ from qdrop.config import Config
 from qdrop.config_io import config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
 from qdrop.errors import QdropError
-from qdrop.files import write_file
+from qdrop.files import remove_leftovers, write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.recon import UnitReport
@@ -142,9 +142,10 @@ class FinishedUnits:
 
     def _remove(self) -> None:
         """Delete our own files, and nothing that someone else put there."""
-        (self._folder / IDENTITY).unlink(missing_ok=True)  # first: without it the rest counts for nothing
-        for number in range(len(self._names)):
-            (self._folder / f"{number:04d}.safetensors").unlink(missing_ok=True)
+        first = self._folder / IDENTITY  # without it the rest counts for nothing
+        for file in (first, *map(self._file, self._names)):
+            file.unlink(missing_ok=True)
+            remove_leftovers(file)
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{self._names.index(name):04d}.safetensors"

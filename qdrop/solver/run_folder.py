@@ -22,7 +22,7 @@ from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig
 from qdrop.config_io import config_to_dict, flat, load_config, save_config
 from qdrop.export.options import default_paths
-from qdrop.files import write_file
+from qdrop.files import remove_leftovers, write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
@@ -34,6 +34,8 @@ RESUME = "resume"
 """The folder of an interrupted run's finished units in it."""
 IDENTITY = "run.json"
 """In that one: what the run was. It goes first once the run is complete: without it the rest counts for nothing."""
+FILES = (".probe", "config.resolved.yaml", "plan.json", "env.json", "log.jsonl", "result.json", MODEL)
+"""What a run writes into its folder."""
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
 HOW = (
@@ -51,7 +53,7 @@ class RunFolder:
     """Writes what a run leaves behind: settings, environment, plan, log of units, result, network.
 
     Args:
-        path: The folder; made if it is not there.
+        path: The folder; made if it is not there. No other process runs in it, see :func:`locked`.
 
     Raises:
         OSError: If the folder cannot be written to, at once and not after hours of work.
@@ -60,6 +62,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            remove_leftovers(path / name)
         write_file(path / ".probe", "")
         (path / ".probe").unlink()
 
