@@ -3,13 +3,15 @@
 import errno
 import os
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 
 def write_file(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, also after a crash, finds the old content or the new, never half of it.
 
-    The data goes to a temporary name beside `path`, onto the disk, and is renamed over `path`.
+    The data goes to a temporary name beside `path`, onto the disk, and is renamed over `path`. Of several processes
+    that write it, the last one's stays.
 
     Args:
         path: The file; its folder exists.
@@ -18,7 +20,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: If it cannot be written, such as on a full disk; names `path`, which is then as it was.
     """
-    temporary = _temporary(path)
+    temporary = _beside(path, "tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -42,19 +44,29 @@ def check_writable(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
-    temporary = _temporary(path)
+    probe = _beside(path, "probe")
     try:
-        temporary.touch()
-        temporary.unlink()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise _of(path, error) from error
 
 
-def _temporary(path: Path) -> Path:
-    """The name beside `path` that is written first: always the same, so what a killed run left is written over."""
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left beside a file they were writing; no other process may be writing it now.
+
+    Raises:
+        OSError: If they cannot be removed.
+    """
+    for leftover in path.parent.glob(f".{escape(path.name)}.[0-9]*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """A hidden name beside `path`; that of this process alone, for another one may be writing `path`, too."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a folder; expected the name of a file", str(path))
-    return path.with_name(f".{path.name}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
 
 
 def _of(path: Path, error: OSError) -> OSError:

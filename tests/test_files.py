@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qdrop.files import check_writable, write_file
+from qdrop.files import check_writable, remove_leftovers, write_file
 
 
 def test_writes_text_and_bytes_and_leaves_nothing_else(tmp_path):
@@ -27,6 +27,39 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         write_file(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_two_processes_that_write_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+    sync, ours = os.fsync, os.getpid()
+
+    def other_process_comes_in_between(descriptor):
+        monkeypatch.setattr(os, "fsync", sync)
+        monkeypatch.setattr(os, "getpid", lambda: ours + 1)
+        check_writable(tmp_path / "a")
+        write_file(tmp_path / "a", "longer, and first")
+        monkeypatch.setattr(os, "getpid", lambda: ours)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", other_process_comes_in_between)
+    write_file(tmp_path / "a", "last")
+    assert (tmp_path / "a").read_text() == "last"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_check_does_not_disturb_whoever_writes(tmp_path, monkeypatch):
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (check_writable(tmp_path / "a"), sync(descriptor)))
+    write_file(tmp_path / "a", "content")
+    assert (tmp_path / "a").read_text() == "content"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    other = (".a.tmp", ".a.b.12.tmp", ".ab.12.tmp", "a.12.tmp", ".a.12.probe")
+    for name in ("[a]", *other, ".[a].12.tmp", ".[a].3456.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "[a]")
+    assert {path.name for path in tmp_path.iterdir()} == {"[a]", *other}
+    remove_leftovers(tmp_path / "absent" / "a")
 
 
 def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):

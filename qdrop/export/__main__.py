@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 import qdrop
 from qdrop.export.errors import ExportError
-from qdrop.export.options import Container
+from qdrop.export.options import Container, default_path
 from qdrop.export.program import export_program, save_program
 from qdrop.files import check_writable
 from qdrop.network_file import FileKind, find_network
@@ -73,7 +73,7 @@ def write_program(checkpoint: Path, out: Path | None = None) -> Path:
         ExportError: If `out` is the checkpoint.
         OSError: If a file cannot be read or written.
     """
-    path = _target(checkpoint, out or checkpoint.with_suffix(".pt2"))
+    path = _target(checkpoint, out or default_path(checkpoint, None))
     model = qdrop.load(checkpoint)
     save_program(export_program(model, example(model)), path)
     return path
@@ -95,7 +95,7 @@ def write_onnx(checkpoint: Path, container: Container, out: Path | None = None) 
         ExportError: If the network cannot be written, `out` is the checkpoint, or the package onnx is missing.
         OSError: If a file cannot be read or written.
     """
-    path = _target(checkpoint, out or checkpoint.with_name(f"{checkpoint.stem}-{container}.onnx"))
+    path = _target(checkpoint, out or default_path(checkpoint, container))
     try:
         from qdrop.export import export_onnx
     except ModuleNotFoundError as error:

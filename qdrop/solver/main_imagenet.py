@@ -77,9 +77,9 @@ def _quantize(config: Config, out: Path) -> Result:
     for note in plan.notes:
         log.warning(note)
     finished = FinishedUnits(out / RESUME, plan, identity(config, plan, graph, images))
-    folder.begin(config, plan, device, weights)
     quantized = quantize_graph(graph, plan).to(device)
     checkpoint.check_graph(quantized)
+    folder.begin(config, plan, device, weights)  # last: up to here an earlier run's results stay as they are
     full = accuracy(quantized, loader, device)
     log.info("%s, full precision: %.2f", config.model.type, full)
 

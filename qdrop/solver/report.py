@@ -17,8 +17,7 @@ from qdrop.config import ActivationQConfig, Config, ProcessConfig, ReconConfig
 from qdrop.config_io import config_to_dict, flat, load_config
 from qdrop.files import write_file
 from qdrop.solver.result import Result
-from qdrop.solver.resume import HOW
-from qdrop.solver.run_folder import PLACES
+from qdrop.solver.run_folder import HOW, PLACES
 
 BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
 
@@ -26,7 +25,7 @@ APART = {
     "quant.recon.drop_prob",  # a column
     *(f"process.{field.name}" for field in fields(ProcessConfig)),
     *(".".join(place) for place in PLACES),
-    *("data.name", "data.num_workers", "data.pin_memory"),  # the result has the name
+    "data.name",  # the result has it
     *HOW,
 }
 """Settings in which results of one mean may differ."""

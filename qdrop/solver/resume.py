@@ -19,25 +19,19 @@ from qdrop.config import Config
 from qdrop.config_io import config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
 from qdrop.errors import QdropError
-from qdrop.files import write_file
+from qdrop.files import remove_leftovers, write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.recon import UnitReport
-from qdrop.solver.run_folder import installed_version, revision
+from qdrop.solver.run_folder import HOW, IDENTITY, installed_version, revision
 
 FORMAT = "qdrop-unit"
 VERSION = 1
-IDENTITY = "run.json"
-"""In the folder: what the run was, see :func:`identity`."""
-
 CHECKSUMS = "checksums"
 """Part of the identity: checksums by the name of what they are of."""
 
 VERSIONS = ("torch", "qdrop", "revision")
 """Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
-
-HOW = ("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile")
-"""Settings of where and how fast to compute: free to change, as are `process.device` and `process.threads`."""
 
 log = logging.getLogger("qdrop")
 
@@ -72,18 +66,21 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
 class FinishedUnits:
     """The finished units of a run, each in a file of its own.
 
+    Nothing is written before the first of them is: a run that cannot begin leaves the one before complete.
+
     Args:
-        folder: Where they are; made if it is not there.
+        folder: Where they are; made with the first of them if it is not there.
         plan: The run's plan.
         run: What :func:`identity` returned.
 
     Raises:
         ResumeError: If the folder holds finished units of another run.
-        OSError: If it cannot be written to.
+        OSError: If what counts for nothing in it cannot be removed.
     """
 
     def __init__(self, folder: Path, plan: Plan, run: Mapping[str, Any]) -> None:
         self._folder = folder
+        self._run = run
         self._names = [unit.module for unit in plan.units]
         self.seconds = 0.0
         """What the units restored so far had taken, in seconds."""
@@ -92,8 +89,6 @@ class FinishedUnits:
             log.info("going on with an interrupted run: %d of %d units are finished", len(self), len(self._names))
             return
         self._remove()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / IDENTITY, json.dumps(run, indent=1) + "\n")
 
     def __len__(self) -> int:
         """How many units are finished."""
@@ -132,6 +127,9 @@ class FinishedUnits:
         Raises:
             OSError: If it cannot be written; the units before it are still there.
         """
+        if not (self._folder / IDENTITY).is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_file(self._folder / IDENTITY, json.dumps(self._run, indent=1) + "\n")
         tensors = {key: value.cpu().contiguous() for key, value in _learned(unit).items()}
         file = self._file(report.unit)
         write_container(file, FORMAT, VERSION, {"report": json.dumps(asdict(report))}, tensors)
@@ -144,9 +142,10 @@ class FinishedUnits:
 
     def _remove(self) -> None:
         """Delete our own files, and nothing that someone else put there."""
-        (self._folder / IDENTITY).unlink(missing_ok=True)  # first: without it the rest counts for nothing
-        for number in range(len(self._names)):
-            (self._folder / f"{number:04d}.safetensors").unlink(missing_ok=True)
+        first = self._folder / IDENTITY  # without it the rest counts for nothing
+        for file in (first, *map(self._file, self._names)):
+            file.unlink(missing_ok=True)
+            remove_leftovers(file)
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{self._names.index(name):04d}.safetensors"

@@ -20,8 +20,9 @@ import torch
 from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig
-from qdrop.config_io import config_to_dict, load_config, save_config
-from qdrop.files import write_file
+from qdrop.config_io import config_to_dict, flat, load_config, save_config
+from qdrop.export.options import default_paths
+from qdrop.files import remove_leftovers, write_file
 from qdrop.models import WeightsInfo
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
@@ -31,8 +32,18 @@ MODEL = "quantized.safetensors"
 """The quantized network in a run folder."""
 RESUME = "resume"
 """The folder of an interrupted run's finished units in it."""
+IDENTITY = "run.json"
+"""In that one: what the run was. It goes first once the run is complete: without it the rest counts for nothing."""
+FILES = (".probe", "config.resolved.yaml", "plan.json", "env.json", "log.jsonl", "result.json", MODEL)
+"""What a run writes into its folder."""
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
+HOW = (
+    *("process.device", "process.threads", "process.out"),
+    *("data.num_workers", "data.pin_memory"),
+    *("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile"),
+)
+"""Settings of where and how fast to work, not of what comes out: free to change in a run that is there."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 log = logging.getLogger("qdrop")
@@ -42,7 +53,7 @@ class RunFolder:
     """Writes what a run leaves behind: settings, environment, plan, log of units, result, network.
 
     Args:
-        path: The folder; made if it is not there.
+        path: The folder; made if it is not there. No other process runs in it, see :func:`locked`.
 
     Raises:
         OSError: If the folder cannot be written to, at once and not after hours of work.
@@ -51,18 +62,25 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            remove_leftovers(path / name)
         write_file(path / ".probe", "")
         (path / ".probe").unlink()
 
     def begin(self, config: Config, plan: Plan, device: torch.device, weights: WeightsInfo | None) -> None:
-        """Record settings, plan and environment in place of an earlier run's; its log and results go.
+        """Record settings, plan and environment in place of an earlier run's; its log, results and exports go.
+
+        A warning tells that a finished run of other settings is replaced.
 
         Raises:
             OSError: If the disk has no room for what the run may write; nothing is changed then.
         """
         self._check_room(plan)
-        for name in ("result.json", MODEL):
-            (self.path / name).unlink(missing_ok=True)
+        if (self.path / "result.json").exists() and not _same_run(self.path, config):
+            log.warning("%s holds a finished run of other settings: it is replaced from here on", self.path)
+        network = self.path / MODEL
+        for path in (self.path / "result.json", network, *default_paths(network)):
+            path.unlink(missing_ok=True)
         save_config(config, self.path / "config.resolved.yaml")
         write_file(self.path / "log.jsonl", "")
         self._write("plan.json", plan.to_dict())
@@ -134,17 +152,25 @@ def complete(folder: Path, config: Config) -> Result | None:
 
     Args:
         folder: The run folder.
-        config: All settings; `process.out` does not count, since a folder can be moved.
+        config: All settings; those in `HOW` do not count.
     """
-    if (folder / RESUME).exists() or not (folder / MODEL).is_file():
+    if (folder / RESUME / IDENTITY).exists() or not (folder / MODEL).is_file() or not _same_run(folder, config):
         return None
     try:
-        before = load_config(folder / "config.resolved.yaml")
-        result = Result.read(folder / "result.json")
+        return Result.read(folder / "result.json")
     except (OSError, TypeError, ValueError):  # an unfinished run, or one of another version
         return None
-    process = replace(before.process, out=config.process.out)
-    return result if replace(before, process=process) == config else None
+
+
+def _same_run(folder: Path, config: Config) -> bool:
+    """Whether a folder's settings are these, but for `HOW`; not if they cannot be read, as of another version."""
+    try:
+        before = load_config(folder / "config.resolved.yaml")
+    except (OSError, TypeError, ValueError):
+        return False
+    then, now = (dict(flat(config_to_dict(settings))) for settings in (before, config))
+    ignored = dict.fromkeys(HOW)
+    return then | ignored == now | ignored
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ import qdrop
 from qdrop.checkpoint import read
 from qdrop.config import Config
 from qdrop.config_io import config_from_dict, load_config
+from qdrop.errors import QdropError
 from qdrop.quantization.plan import Plan
 from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import validation_loader
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.result import Result
+from qdrop.solver.run_folder import complete
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=8", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
@@ -143,6 +146,27 @@ def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tm
     with pytest.raises(ValueError, match="calibration failed"):
         run(short(), tmp_path)
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "quantized.safetensors").exists()
+
+
+def no_room(patch):
+    patch.setattr("qdrop.solver.run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1e6))
+
+
+def not_to_be_saved(patch):
+    patch.setattr("qdrop.quantization.graph_data.name_of_layer", _refuse)
+
+
+@pytest.mark.parametrize("cause", [no_room, not_to_be_saved])
+def test_a_run_that_is_refused_leaves_the_one_before_complete(cause, tmp_path, monkeypatch):
+    before = run(short("quant.recon=null"), tmp_path)
+    files = contents(tmp_path)
+    with monkeypatch.context() as patch:
+        cause(patch)
+        with pytest.raises((OSError, QdropError), match=r"MB free|no such layer"):
+            run(short(), tmp_path)
+    after = contents(tmp_path)
+    assert after.pop("run.log").startswith(files.pop("run.log"))
+    assert after == files and complete(tmp_path, short("quant.recon=null")) == before
 
 
 def test_a_run_that_cannot_begin_leaves_the_one_before_alone(tmp_path):

@@ -178,6 +178,17 @@ def test_a_damaged_unit_is_learned_again(tmp_path, whole, monkeypatch, caplog):
     assert outcome(tmp_path) == whole
 
 
+def test_half_written_files_of_killed_processes_do_not_stay(tmp_path, whole, monkeypatch):
+    config = load_config(CONFIG, SHORT)
+    interrupted(tmp_path, config, monkeypatch, 3)
+    for name in ("run.json", "0003.safetensors"):
+        (tmp_path / "resume" / f".{name}.99.tmp").touch()
+    for name in whole["files"] - {".lock"} | {".probe"}:
+        (tmp_path / f".{name}.99.tmp").touch()
+    run(config, tmp_path)
+    assert outcome(tmp_path) == whole
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

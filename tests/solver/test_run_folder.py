@@ -11,6 +11,8 @@ import pytest
 
 from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig
 from qdrop.config_io import config_from_dict, load_config
+from qdrop.export import Container
+from qdrop.export.__main__ import write_onnx, write_program
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.result import Result
 from qdrop.solver.run_folder import complete, locked, portable
@@ -47,9 +49,63 @@ def test_a_folder_that_was_moved_is_still_complete(whole, tmp_path):
     assert complete(tmp_path / "moved", load_config(CONFIG, [*SHORT, "process.out=moved"])) == result
 
 
-def test_other_settings_are_another_run(whole):
+def test_what_is_left_beside_the_identity_of_finished_units_does_not_count(whole, tmp_path):
+    folder, config, result = whole
+    shutil.copytree(folder, tmp_path / "run")
+    resume = tmp_path / "run" / "resume"
+    resume.mkdir()
+    for name in (".DS_Store", "0003.safetensors"):  # someone else's, and ours of a run killed while it tidied up
+        (resume / name).touch()
+    assert complete(tmp_path / "run", config) == result
+    (resume / "run.json").touch()
+    assert complete(tmp_path / "run", config) is None
+
+
+@pytest.mark.parametrize("change", ["process.seed=3", "data.val_limit=null", "data.batch_size=32"])
+def test_other_settings_are_another_run(change, whole):
     folder, _, _ = whole
-    assert complete(folder, load_config(CONFIG, [*SHORT, "process.seed=3"])) is None
+    assert complete(folder, load_config(CONFIG, [*SHORT, change])) is None
+
+
+def test_how_it_was_computed_does_not_matter(tmp_path):
+    short = [*SHORT[1:], "quant.recon.iters=1"]
+    result = run(load_config(CONFIG, short), tmp_path)
+    how = ["process.threads=3", "process.device=cpu", "process.out=elsewhere", "data.num_workers=1"]
+    how += ["data.pin_memory=false", "quant.recon.cache.device=disk", "quant.recon.compile=off"]
+    assert complete(tmp_path, load_config(CONFIG, [*short, *how, "quant.recon.keep_gpu=false"])) == result
+
+
+def test_that_a_finished_run_is_replaced_is_told(whole, tmp_path, caplog):
+    folder, config, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    other = load_config(CONFIG, [*SHORT, "process.seed=3"])
+    result = run(other, tmp_path / "run")
+    assert f"{tmp_path / 'run'} holds a finished run of other settings: it is replaced" in caplog.text
+    assert complete(tmp_path / "run", other) == result and complete(tmp_path / "run", config) is None
+
+
+def test_what_was_exported_goes_with_its_network_and_nothing_else_does(whole, tmp_path):
+    folder, _, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    for container in Container:
+        write_onnx(tmp_path / "run" / "quantized.safetensors", container)
+    write_program(tmp_path / "run" / "quantized.safetensors")
+    (tmp_path / "run" / "quantized-mine.onnx").touch()
+    assert {path.name for path in (tmp_path / "run").glob("quantized*")} == {
+        *("quantized.safetensors", "quantized-native.onnx", "quantized-int8.onnx", "quantized.pt2"),
+        "quantized-mine.onnx",
+    }
+    run(load_config(CONFIG, [*SHORT, "process.seed=3"]), tmp_path / "run")
+    left = {path.name for path in (tmp_path / "run").glob("quantized*")}
+    assert left == {"quantized.safetensors", "quantized-mine.onnx"}
+
+
+def test_the_same_run_done_again_replaces_none(whole, tmp_path, caplog):
+    folder, config, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "quantized.safetensors").unlink()
+    run(config, tmp_path / "run")
+    assert "replaced" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["result.json", "config.resolved.yaml", "quantized.safetensors"])
