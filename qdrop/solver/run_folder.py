@@ -23,7 +23,7 @@ from qdrop.config import Config, ProcessConfig
 from qdrop.config_io import config_to_dict, flat, load_config, save_config
 from qdrop.export.options import default_paths
 from qdrop.files import remove_leftovers, write_file
-from qdrop.models import WeightsInfo
+from qdrop.models.weights import WeightsInfo, resolve_weights
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
 from qdrop.solver.result import Result
@@ -70,14 +70,14 @@ class RunFolder:
     def begin(self, config: Config, plan: Plan, device: torch.device, weights: WeightsInfo | None) -> None:
         """Record settings, plan and environment in place of an earlier run's; its log, results and exports go.
 
-        A warning tells that a finished run of other settings is replaced.
+        A warning tells that a finished run of other settings or weights is replaced.
 
         Raises:
             OSError: If the disk has no room for what the run may write; nothing is changed then.
         """
         self._check_room(plan)
         if (self.path / "result.json").exists() and not _same_run(self.path, config):
-            log.warning("%s holds a finished run of other settings: it is replaced from here on", self.path)
+            log.warning("%s holds a finished run of other settings or weights: it is replaced from here on", self.path)
         network = self.path / MODEL
         for path in (self.path / "result.json", network, *default_paths(network)):
             path.unlink(missing_ok=True)
@@ -163,14 +163,26 @@ def complete(folder: Path, config: Config) -> Result | None:
 
 
 def _same_run(folder: Path, config: Config) -> bool:
-    """Whether a folder's settings are these, but for `HOW`; not if they cannot be read, as of another version."""
+    """Whether a folder's settings and weights are these, but for `HOW`; not if they cannot be read."""
     try:
         before = load_config(folder / "config.resolved.yaml")
     except (OSError, TypeError, ValueError):
         return False
     then, now = (dict(flat(config_to_dict(settings))) for settings in (before, config))
     ignored = dict.fromkeys(HOW)
-    return then | ignored == now | ignored
+    return then | ignored == now | ignored and _same_weights(folder, config)
+
+
+def _same_weights(folder: Path, config: Config) -> bool:
+    """Whether a local file of weights still is the one that a run took; what comes from elsewhere is taken for it."""
+    path = config.model.path
+    if path is None or path == "auto" or "://" in path:
+        return True
+    try:
+        weights = json.loads((folder / "env.json").read_text(encoding="utf-8"))["weights"]
+        return bool(weights["sha256"] == resolve_weights(path, config.model.type).sha256)
+    except (OSError, TypeError, KeyError, ValueError):
+        return False
 
 
 @contextmanager

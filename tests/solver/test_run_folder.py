@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig
 from qdrop.config_io import config_from_dict, load_config
 from qdrop.export import Container
 from qdrop.export.__main__ import write_onnx, write_program
+from qdrop.models.weights import ASSETS, EMBEDDED
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.result import Result
 from qdrop.solver.run_folder import complete, locked, portable
@@ -80,8 +82,20 @@ def test_that_a_finished_run_is_replaced_is_told(whole, tmp_path, caplog):
     shutil.copytree(folder, tmp_path / "run")
     other = load_config(CONFIG, [*SHORT, "process.seed=3"])
     result = run(other, tmp_path / "run")
-    assert f"{tmp_path / 'run'} holds a finished run of other settings: it is replaced" in caplog.text
+    assert f"{tmp_path / 'run'} holds a finished run of other settings or weights: it is replaced" in caplog.text
     assert complete(tmp_path / "run", other) == result and complete(tmp_path / "run", config) is None
+
+
+def test_other_weights_under_the_same_name_are_another_run(tmp_path):
+    weights, out = tmp_path / "digits.safetensors", tmp_path / "run"
+    shutil.copy(ASSETS / EMBEDDED["digits_resnet"], weights)
+    config = load_config(CONFIG, [*SHORT, f"model.path={weights}"])
+    result = run(config, out)
+    assert complete(out, config) == result
+    save_file({name: value * 1.5 for name, value in load_file(weights).items()}, weights)
+    assert complete(out, config) is None
+    weights.unlink()
+    assert complete(out, config) is None
 
 
 def test_what_was_exported_goes_with_its_network_and_nothing_else_does(whole, tmp_path):
