@@ -6,7 +6,8 @@ training images that were not calibrated on; the test images are only reported. 
     python -m benchmarks.iterations --data DATA/cifar10 --weights DATA/cifar10/weights/resnet20.safetensors
 
 It takes hours, so runs that are on record are not repeated, and parts of it can be run one after the other
-(`--iters 20000 --schedules published --seeds 1`); delete benchmarks/results/iterations.json to start afresh.
+(`--iters 20000 --schedules published --seeds 1`); Ctrl-C ends it with the runs that are finished. Delete
+benchmarks/results/iterations.json to start afresh.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,8 +173,9 @@ def measure(args: argparse.Namespace) -> Outcome:
     else:
         planned = [(b, s, n, seed) for n in args.iters for seed in args.seeds for b in BITS for s in args.schedules]
         figures = recorded(HERE / "results" / "iterations.json")
-    for key, agrees, top1 in runs(args, [key for key in planned if name_of(key, "top1") not in figures]):
-        figures |= {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
+    with suppress(KeyboardInterrupt):  # what is finished by then is recorded
+        for key, agrees, top1 in runs(args, [key for key in planned if name_of(key, "top1") not in figures]):
+            figures |= {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
     return outcome(figures)
 
 
