@@ -49,6 +49,8 @@ FACTORS: dict[str, dict[str, Any]] = {
     "half warm-up": FAST | {"warm_up": 0.5},
     "batch 16": FAST | {"batch_size": 16},
     "batch 64": FAST | {"batch_size": 64},
+    "drops 1 of 4": FAST | {"drop_prob": 0.75},
+    "no drop": FAST | {"drop_prob": 1.0},
 }
 """One setting of the fast schedule after the other, changed; compared at few iterations."""
 ALL = SCHEDULES | FACTORS
