@@ -11,7 +11,6 @@ benchmarks/results/iterations.json to start afresh.
 """
 
 import argparse
-import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from qdrop.config import PRESETS, ActivationQConfig, DataConfig, QuantConfig, Re
 from qdrop.models import build_model
 from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
+from qdrop.solver.report import mean_and_spread
 
 CALIBRATED, HELD_OUT = 1024, 3072
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -99,6 +99,12 @@ def name_of(key: Key, what: str) -> str:
     return f"{bits}.{schedule}.{iters}.seed{seed}.{what}"
 
 
+def key_of(name: str) -> tuple[Key, str]:
+    """The run that a figure of this name is of, and what it is."""
+    bits, schedule, iters, seed, what = name.rsplit(".", 4)
+    return (bits, schedule, int(iters), int(seed.removeprefix("seed"))), what
+
+
 def recorded(path: Path) -> dict[str, float]:
     """Figures of the runs on record; none if there is no record."""
     return dict(Record.read(path).figures) if path.exists() else {}
@@ -106,15 +112,15 @@ def recorded(path: Path) -> dict[str, float]:
 
 def of_seeds(figures: dict[str, float], bits: str, schedule: str, iters: int, what: str) -> list[float]:
     """A figure of every seed on record."""
-    found = (re.fullmatch(rf"{re.escape(f'{bits}.{schedule}.{iters}')}\.seed\d+\.{what}", name) for name in figures)
-    return [figures[match.string] for match in found if match]
+    named = ((*key_of(name), value) for name, value in figures.items())
+    return [value for key, kind, value in named if (key[:3], kind) == ((bits, schedule, iters), what)]
 
 
 def groups(figures: dict[str, float]) -> list[tuple[str, str, int]]:
     """Bits, schedule and iterations of what is on record, in the order of the table."""
-    found = {tuple(name.rsplit(".", 4)[:3]) for name in figures if name.endswith(".top1")}
-    parts = {(bits, schedule, int(iters)) for bits, schedule, iters in found}
-    return sorted(parts, key=lambda g: (list(BITS).index(g[0]), list(ALL).index(g[1]), g[2]))
+    return sorted(
+        {key_of(name)[0][:3] for name in figures}, key=lambda g: (list(BITS).index(g[0]), list(ALL).index(g[1]), g[2])
+    )
 
 
 def plot(figures: dict[str, float]) -> Figure:
@@ -134,16 +140,10 @@ def plot(figures: dict[str, float]) -> Figure:
     return figure
 
 
-def cells(values: list[float]) -> str:
-    """Mean, and standard deviation where there are several."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
 def table(figures: dict[str, float], caption: str, shown: list[tuple[str, str, int]]) -> Table:
     """Agreement and top-1 of groups of runs."""
     rows = tuple(
-        (bits, schedule, f"{iters:,}", str(len(top1)), cells(agrees), cells(top1))
+        (bits, schedule, f"{iters:,}", str(len(top1)), mean_and_spread(agrees), mean_and_spread(top1))
         for bits, schedule, iters in shown
         for top1, agrees in [[of_seeds(figures, bits, schedule, iters, what) for what in ("top1", "agreement")]]
     )

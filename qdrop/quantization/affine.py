@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdrop.quantization.blocks import in_blocks, is_traced
+from qdrop.quantization.blocks import at_once, in_blocks, is_traced
 from qdrop.quantization.drop import Mask
 from qdrop.quantization.layout import in_memory_order
 
@@ -166,8 +166,5 @@ def _scalar(value: Tensor) -> Tensor:
 
 def _results(function: Callable[..., None], scale: Tensor, count: int, *tensors: Tensor) -> list[Tensor]:
     """Results of a function that is element-wise, or would be if `scale` did not differ from channel to channel."""
-    if scale.numel() == 1:
-        return in_blocks(function, count, *tensors)
-    results = [torch.empty_like(tensors[0]) for _ in range(count)]
-    function(*tensors, *results)
-    return results
+    compute = in_blocks if scale.numel() == 1 else at_once
+    return compute(function, count, *tensors)

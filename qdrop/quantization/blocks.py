@@ -29,16 +29,26 @@ def in_blocks(function: Callable[..., None], count: int, *tensors: Tensor) -> li
         The results, in the shape and memory layout of the first argument; float32, or float64 if that is.
     """
     first, size = tensors[0], BLOCK * torch.get_num_threads()
-    layout = memory_format(first)
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    results = [torch.empty_like(first, dtype=dtype, memory_format=layout) for _ in range(count)]
     if is_traced() or first.device.type != "cpu" or first.numel() <= size:
-        function(*tensors, *results)
-    else:
-        arguments = [in_memory_order(t, first).reshape(-1) for t in (*tensors, *results)]
-        for blocks in zip(*(argument.split(size) for argument in arguments), strict=True):
-            function(*blocks)
+        return at_once(function, count, *tensors)
+    results = _unfilled(first, count)
+    arguments = [in_memory_order(t, first).reshape(-1) for t in (*tensors, *results)]
+    for blocks in zip(*(argument.split(size) for argument in arguments), strict=True):
+        function(*blocks)
     return results
+
+
+def at_once(function: Callable[..., None], count: int, *tensors: Tensor) -> list[Tensor]:
+    """As :func:`in_blocks`, in one piece: also for a function whose arguments' axes matter to it."""
+    results = _unfilled(tensors[0], count)
+    function(*tensors, *results)
+    return results
+
+
+def _unfilled(like: Tensor, count: int) -> list[Tensor]:
+    """Results to be written into."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return [torch.empty_like(like, dtype=dtype, memory_format=memory_format(like)) for _ in range(count)]
 
 
 def is_traced() -> bool:

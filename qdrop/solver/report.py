@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import ActivationQConfig, Config, ProcessConfig, ReconConfig
+from qdrop.config import ActivationQConfig, Config, ReconConfig
 from qdrop.config_io import config_to_dict, flat, load_config
 from qdrop.files import write_file
 from qdrop.solver.result import Result
@@ -23,7 +23,7 @@ BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
 
 APART = {
     "quant.recon.drop_prob",  # a column
-    *(f"process.{field.name}" for field in fields(ProcessConfig)),
+    "process.seed",
     *(".".join(place) for place in PLACES),
     "data.name",  # the result has it
     *HOW,
@@ -213,10 +213,10 @@ def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:
                 cells = [
                     bits.upper(),
                     f"`{' '.join([command, *changes])}`",
-                    _mean([found.result.top1_full for found in results]),
-                    _mean([found.result.top1_nearest for found in results]),
-                    _mean([found.result.top1 for found in results if found.method == "no drop"]),
-                    _mean([found.result.top1 for found in results if found.method == "QDrop"]),
+                    mean_and_spread([found.result.top1_full for found in results]),
+                    mean_and_spread([found.result.top1_nearest for found in results]),
+                    mean_and_spread([found.result.top1 for found in results if found.method == "no drop"]),
+                    mean_and_spread([found.result.top1 for found in results if found.method == "QDrop"]),
                     str(sum(found.method == "QDrop" for found in results)),
                     shown,
                     results[0].setting,
@@ -232,7 +232,8 @@ def _alike(results: list[Recorded]) -> list[list[Recorded]]:
     return list(groups.values())
 
 
-def _mean(values: list[float]) -> str:
+def mean_and_spread(values: list[float]) -> str:
+    """Mean, and standard deviation where there are several; '-' where there is none."""
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""

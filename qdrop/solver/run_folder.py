@@ -76,7 +76,7 @@ class RunFolder:
             OSError: If the disk has no room for what the run may write; nothing is changed then.
         """
         self._check_room(plan)
-        if (self.path / "result.json").exists() and not _same_run(self.path, config):
+        if (self.path / "result.json").exists() and not _same_run(self.path, config, weights):
             log.warning("%s holds a finished run of other settings or weights: it is replaced from here on", self.path)
         network = self.path / MODEL
         for path in (self.path / "result.json", network, *default_paths(network)):
@@ -154,35 +154,40 @@ def complete(folder: Path, config: Config) -> Result | None:
         folder: The run folder.
         config: All settings; those in `HOW` do not count.
     """
-    if (folder / RESUME / IDENTITY).exists() or not (folder / MODEL).is_file() or not _same_run(folder, config):
+    if (folder / RESUME / IDENTITY).exists() or not (folder / MODEL).is_file():
         return None
     try:
-        return Result.read(folder / "result.json")
-    except (OSError, TypeError, ValueError):  # an unfinished run, or one of another version
+        same = _same_run(folder, config, _local_weights(config))
+        return Result.read(folder / "result.json") if same else None
+    except (OSError, TypeError, ValueError):  # an unfinished run, one of another version, or no weights any more
         return None
 
 
-def _same_run(folder: Path, config: Config) -> bool:
-    """Whether a folder's settings and weights are these, but for `HOW`; not if they cannot be read."""
+def _local_weights(config: Config) -> WeightsInfo | None:
+    """A local file of weights as it is now; None where they come from elsewhere, or from nowhere."""
+    path = config.model.path
+    return None if path is None or path == "auto" or "://" in path else resolve_weights(path, config.model.type)
+
+
+def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool:
+    """Whether a folder's settings, but for `HOW`, and its weights are these; not if they cannot be read.
+
+    Args:
+        folder: The run folder.
+        config: The settings.
+        weights: The weights; None: whatever they were.
+    """
     try:
         before = load_config(folder / "config.resolved.yaml")
-    except (OSError, TypeError, ValueError):
+        if weights is not None:
+            recorded = json.loads((folder / "env.json").read_text(encoding="utf-8"))["weights"]
+            if recorded["sha256"] != weights.sha256:
+                return False
+    except (OSError, TypeError, KeyError, ValueError):
         return False
     then, now = (dict(flat(config_to_dict(settings))) for settings in (before, config))
     ignored = dict.fromkeys(HOW)
-    return then | ignored == now | ignored and _same_weights(folder, config)
-
-
-def _same_weights(folder: Path, config: Config) -> bool:
-    """Whether a local file of weights still is the one that a run took; what comes from elsewhere is taken for it."""
-    path = config.model.path
-    if path is None or path == "auto" or "://" in path:
-        return True
-    try:
-        weights = json.loads((folder / "env.json").read_text(encoding="utf-8"))["weights"]
-        return bool(weights["sha256"] == resolve_weights(path, config.model.type).sha256)
-    except (OSError, TypeError, KeyError, ValueError):
-        return False
+    return then | ignored == now | ignored
 
 
 @contextmanager
