@@ -13,7 +13,7 @@ from benchmarks import calibration, depth, memory
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
-SHARED = ("__init__", "common", "plain_step", "report")
+SHARED = ("__init__", "common", "plain_step", "report", "study")
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in SHARED)
 
 

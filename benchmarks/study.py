@@ -1,0 +1,212 @@
+"""A study of schedules: accuracy against iterations, and single settings of one schedule changed.
+
+What a study is of is a :class:`Study`; running it, and its tables and plot, are the same for all networks.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import qdrop
+from benchmarks.common import COLORS, HERE, Outcome, Record, Table, arguments, axes
+from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
+from qdrop.models import build_model
+from qdrop.solver.accuracy import accuracy
+from qdrop.solver.imagenet_util import calibration_images, validation_loader
+from qdrop.solver.report import mean_and_spread
+
+PUBLISHED: dict[str, Any] = {"round_lr": 1e-3, "scale_lr": 4e-5}
+FAST: dict[str, Any] = {"round_lr": 3e-2, "scale_lr": 4e-5}
+"""The rates of the published schedule and of the preset `fast`; they are those of Adam."""
+BITS = {"W2A4": (2, 4), "W2A2": (2, 2)}
+Group = tuple[str, str, int]
+"""Bits, schedule, iterations."""
+Key = tuple[str, str, int, int]
+"""Bits, schedule, iterations, seed."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and on what."""
+
+    name: str
+    """The module of the benchmark, and the name of its record."""
+    title: str
+    """Of the plot."""
+    network: str
+    """As `model.type`."""
+    data: DataConfig
+    """Where from, without the path."""
+    quant: QuantConfig
+    """What all runs share; `quant.calibrate` images are calibrated on."""
+    held_out: int
+    """How many other training images the schedules are compared on."""
+    schedules: Mapping[str, dict[str, Any]]
+    """What is compared: settings of `quant.recon` by name."""
+    factors: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """One setting after the other of the schedule with the settings `FAST`, changed."""
+    iters: tuple[int, ...] = (100, 300, 1000)
+    """Numbers of iterations, unless the command line names others."""
+
+    @property
+    def all(self) -> dict[str, dict[str, Any]]:
+        """Schedules and factors."""
+        return {**self.schedules, **self.factors}
+
+    def settings(self, bits: str, schedule: str, iters: int) -> QuantConfig:
+        """What a run is quantized with."""
+        w_bit, a_bit = BITS[bits]
+        recon = replace(self.quant.recon or ReconConfig(), iters=iters, **self.all[schedule])
+        return replace(
+            self.quant,
+            a_qconfig=replace(self.quant.a_qconfig or ActivationQConfig(), bit=a_bit),
+            w_qconfig=replace(self.quant.w_qconfig, bit=w_bit),
+            recon=recon,
+        )
+
+
+def split(study: Study, data: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """Images to calibrate on, and others of the training set to compare on, both `[N, C, H, W]`."""
+    images = calibration_images(data, study.quant.calibrate + study.held_out, seed)
+    return images[: study.quant.calibrate], images[study.quant.calibrate :]
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
+    """Percent of images for which two networks predict the same class: needs no labels."""
+    same = sum(int((model(b).argmax(1) == reference(b).argmax(1)).sum()) for b in images.split(256))
+    return 100 * same / len(images)
+
+
+def runs(study: Study, args: argparse.Namespace, planned: list[Key]) -> Iterator[tuple[Key, float, float]]:
+    """Agreement with full precision on images held out, and top-1 on test images, of each run."""
+    data = replace(study.data, path=args.data)
+    reference = build_model(study.network, {}, args.weights).eval()
+    loader = validation_loader(data)
+    for key in planned:
+        bits, schedule, iters, seed = key
+        calibration, held_out = split(study, data, seed)
+        settings = study.settings(bits, schedule, iters)
+        quantized, _ = qdrop.quantize(reference, calibration, settings, seed=seed)
+        found = agreement(quantized, reference, held_out), accuracy(quantized, loader, torch.device("cpu"))
+        print(*key, "held out: {:.2f}, test: {:.2f}".format(*found), flush=True)
+        yield key, *found
+
+
+def name_of(key: Key, what: str) -> str:
+    """The name of a figure of one run."""
+    bits, schedule, iters, seed = key
+    return f"{bits}.{schedule}.{iters}.seed{seed}.{what}"
+
+
+def key_of(name: str) -> tuple[Key, str]:
+    """The run that a figure of this name is of, and what it is."""
+    bits, schedule, iters, seed, what = name.rsplit(".", 4)
+    return (bits, schedule, int(iters), int(seed.removeprefix("seed"))), what
+
+
+def recorded(name: str) -> dict[str, float]:
+    """Figures of the runs on record; none if there is no record."""
+    path = HERE / "results" / f"{name}.json"
+    return dict(Record.read(path).figures) if path.exists() else {}
+
+
+def of_seeds(figures: dict[str, float], group: Group, what: str) -> list[float]:
+    """A figure of every seed on record."""
+    named = ((*key_of(name), value) for name, value in figures.items())
+    return [value for key, kind, value in named if (key[:3], kind) == (group, what)]
+
+
+def groups(study: Study, figures: dict[str, float]) -> list[Group]:
+    """Bits, schedule and iterations of what is on record, in the order of the table."""
+    order = list(BITS), list(study.all)
+    return sorted(
+        {key_of(name)[0][:3] for name in figures}, key=lambda g: (order[0].index(g[0]), order[1].index(g[1]), g[2])
+    )
+
+
+def plot(study: Study, figures: dict[str, float]) -> Figure:
+    """Test top-1 against iterations, mean over seeds: a line for each schedule, solid at W2A4, dashed at W2A2."""
+    figure, ax = axes(study.title, "iterations per unit", "top-1, percent")
+    known = groups(study, figures)
+    for bits, style in zip(BITS, ("-", "--"), strict=True):
+        for color, schedule in zip(COLORS, study.schedules, strict=False):
+            found = [group for group in known if group[:2] == (bits, schedule)]
+            points = [(group[2], statistics.mean(of_seeds(figures, group, "top1"))) for group in found]
+            if points:
+                ax.plot(*zip(*points, strict=True), style, marker="o", color=color, label=f"{bits}, {schedule}")
+    iters = sorted({group[2] for group in known})
+    ax.set_xscale("log")
+    ax.set_xticks(iters, [f"{n:,}" for n in iters], minor=False)
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def table(figures: dict[str, float], caption: str, shown: list[Group]) -> Table:
+    """Agreement and top-1 of groups of runs."""
+    rows = tuple(
+        (bits, schedule, f"{iters:,}", str(len(top1)), mean_and_spread(agrees), mean_and_spread(top1))
+        for bits, schedule, iters in shown
+        for top1, agrees in [[of_seeds(figures, (bits, schedule, iters), what) for what in ("top1", "agreement")]]
+    )
+    return Table(caption, ("bits", "schedule", "iterations", "seeds", "agreement, held out", "top-1, test"), rows)
+
+
+def outcome(study: Study, figures: dict[str, float]) -> Outcome:
+    """All runs on record as tables and a plot."""
+    known = groups(study, figures)
+    tables = [table(figures, "Accuracy against iterations, percent.", [g for g in known if g[1] in study.schedules])]
+    compared = {(bits, iters) for bits, schedule, iters in known if schedule in study.factors}
+    others = [g for g in known if (g[0], g[2]) in compared and (g[1] in study.factors or study.all[g[1]] == FAST)]
+    if others:
+        tables.append(table(figures, "The fast schedule with one setting changed.", others))
+    notes = (
+        "Mean and standard deviation over seeds.",
+        f"Agreement: share of {study.held_out:,} training images, not calibrated on, for which the prediction is that"
+        " of the full-precision network; schedules are chosen by it.",
+        "Runs on record are not repeated; `--iters`, `--schedules` and `--seeds` name parts of the study.",
+    )
+    return Outcome(figures, tuple(tables), plot(study, figures), notes)
+
+
+def measurement(study: Study) -> Callable[[argparse.Namespace], Outcome]:
+    """What is not on record of every schedule, number of iterations and seed; a few iterations if `args.quick`."""
+
+    def measure(args: argparse.Namespace) -> Outcome:
+        if args.quick:
+            planned = [("W2A4", schedule, 20, 1) for schedule in list(study.schedules)[:2]]
+            figures: dict[str, float] = {}
+        else:
+            every = product(args.iters, args.seeds, args.bits, args.schedules)
+            figures = recorded(study.name)
+            keys = ((bits, schedule, iters, seed) for iters, seed, bits, schedule in every)
+            planned = [key for key in keys if name_of(key, "top1") not in figures]
+        with suppress(KeyboardInterrupt):  # what is finished by then is recorded
+            for key, agrees, top1 in runs(study, args, planned):
+                figures |= {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
+        return outcome(study, figures)
+
+    return measure
+
+
+def parser(doc: str, study: Study) -> argparse.ArgumentParser:
+    """The common arguments, where the data is, and the parts of the study."""
+    made = arguments(doc, study.name)
+    made.add_argument("--data", required=True, metavar="PATH", help="as the config's data.path")
+    made.add_argument("--weights", required=True, metavar="FILE", help=f"{study.network} trained on it")
+    made.add_argument("--iters", type=int, nargs="+", default=list(study.iters), metavar="N")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
+    made.add_argument("--bits", nargs="+", choices=BITS, default=list(BITS))
+    made.add_argument(
+        "--schedules", nargs="+", choices=study.all, default=list(study.schedules), help="default: the whole schedules"
+    )
+    return made
