@@ -4,9 +4,8 @@ model = build_model("resnet18", path="resnet18_imagenet.pth.tar")
 model = build_model("timm:mobilenetv3_small_100", path="auto")
 """
 
-import difflib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from qdrop.errors import QdropError
 from qdrop.models.cifar_resnet import cifar_resnet
 from qdrop.models.digits import digits_resnet
+from qdrop.models.library import ModelError, timm_network, torchvision_network, unknown
 from qdrop.models.mnasnet import mnasnet
 from qdrop.models.mobilenetv2 import mobilenetv2
 from qdrop.models.regnet import regnetx_600m, regnetx_3200m
@@ -41,10 +41,6 @@ BUILDERS: dict[str, Builder] = {
 """Built-in networks; the first six are those of the paper."""
 
 
-class ModelError(QdropError, ValueError):
-    """A network that does not exist or does not take the arguments given."""
-
-
 def build_model(type: str, kwargs: dict[str, Any] | None = None, path: str | None = None) -> nn.Module:
     """A network in evaluation mode.
 
@@ -64,56 +60,30 @@ def build_model(type: str, kwargs: dict[str, Any] | None = None, path: str | Non
 def build_model_with_info(
     type: str, kwargs: dict[str, Any] | None = None, path: str | None = None
 ) -> tuple[nn.Module, WeightsInfo | None]:
-    """As :func:`build_model`, and which weights were loaded (None: random, or the library's own)."""
+    """As :func:`build_model`, and which weights were loaded (None: random)."""
     library, _, name = type.rpartition(":")
-    builders: dict[str, Callable[[str, bool], Builder]] = {
-        "": _own,
-        "torchvision": _torchvision,
-        "timm": _timm,
-    }
-    if library not in builders:
+    libraries = {"": _own_network, "torchvision": torchvision_network, "timm": timm_network}
+    if library not in libraries:
         raise ModelError(f"model.type = {type}: expected a built-in name, torchvision:NAME or timm:NAME")
-    pretrained = bool(library) and path == "auto"
-    builder = builders[library](name, pretrained)
+    of_library = bool(library) and path == "auto"
     try:
-        model = builder(**(kwargs or {}))
-    except OSError as error:
-        raise WeightsError(f"model.path = auto: cannot get the weights of {type}: {error}; set a file") from error
+        model, info = libraries[library](name, kwargs or {}, of_library)
+    except QdropError:
+        raise
+    except OSError as error:  # networks of torchvision for detection download a backbone, whatever is asked
+        raise WeightsError(f"{type} cannot get its weights ({error}); set model.path to a file") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"model.kwargs = {kwargs or {}}: {type} cannot be built with them: {error}") from error
-    info = None
     if path is None:
         log.warning("model.path is null: %s has random weights", type)
-    elif not pretrained:
+    elif not of_library:
         info = resolve_weights(path, type)
         load_weights(model, info)
     return model.eval(), info
 
 
-def _own(name: str, pretrained: bool) -> Builder:
+def _own_network(name: str, kwargs: Mapping[str, Any], own_weights: bool) -> tuple[nn.Module, None]:
+    """A built-in network, with random weights: all others come from a file."""
     if name not in BUILDERS:
-        raise _unknown(name, BUILDERS, "; or torchvision:NAME, timm:NAME")
-    return BUILDERS[name]
-
-
-def _torchvision(name: str, pretrained: bool) -> Builder:
-    import torchvision  # slow to import, and only needed for its own networks
-
-    if name not in torchvision.models.list_models():
-        raise _unknown(f"torchvision:{name}", [f"torchvision:{n}" for n in torchvision.models.list_models()])
-    weights = "DEFAULT" if pretrained else None
-    return lambda **kwargs: torchvision.models.get_model(name, weights=weights, **kwargs)
-
-
-def _timm(name: str, pretrained: bool) -> Builder:
-    import timm  # slow to import, and only needed for its own networks
-
-    if not timm.is_model(name):
-        raise _unknown(f"timm:{name}", [f"timm:{n}" for n in timm.list_models()])
-    return lambda **kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)
-
-
-def _unknown(name: str, known: Iterable[str], otherwise: str = "") -> ModelError:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:9]
-    return ModelError(f"model.type = {name}: no such network; did you mean {', '.join(near)}{otherwise}?")
+        raise unknown(name, BUILDERS, "; or torchvision:NAME, timm:NAME")
+    return BUILDERS[name](**kwargs), None

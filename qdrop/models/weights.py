@@ -77,15 +77,15 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
         WeightsError: the file does not exist, cannot be downloaded, or its kind is unknown.
     """
     if path == "embedded":
-        return _describe(ASSETS / _known(EMBEDDED, model_type, path))
+        return describe(ASSETS / _known(EMBEDDED, model_type, path))
     if path == "auto":
         url = f"{RELEASE}/{_known(PUBLISHED, model_type, path)}"
         return download(url, hub_folder() / PUBLISHED[model_type])
     parts = urlsplit(path)
     if "://" not in path and parts.scheme != "file":
-        return _describe(Path(path).expanduser())
+        return _local(Path(path).expanduser())
     if parts.scheme == "file":
-        return _describe(Path(url2pathname(parts.path)))
+        return _local(Path(url2pathname(parts.path)))
     if parts.scheme not in ("http", "https"):
         raise WeightsError(f"model.path {path!r}: expected a file, an http(s) or file URL, 'auto' or 'embedded'")
     name = Path(unquote(parts.path)).name
@@ -99,27 +99,30 @@ def hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def download(url: str, target: Path) -> WeightsInfo:
+def download(url: str, target: Path, checked: bool = False) -> WeightsInfo:
     """Download `url` to `target`, unless that file exists; it appears under its name only once complete.
 
     Args:
         url: address of the checkpoint.
         target: the file to write.
+        checked: whether the name ends in the first digits of the checksum, as those of PyTorch do
+            (`resnet18-f37072fd.pth`), which the file must then have.
 
     Raises:
-        WeightsError: there is no network, no such address, or no room.
+        WeightsError: there is no network, no such address, no room, or the checksum is another.
     """
     if not target.is_file():
         logger.info("downloading %s to %s", url, target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(target), progress=True)
+            digits = target.stem.rpartition("-")[2] if checked else None
+            torch.hub.download_url_to_file(url, str(target), hash_prefix=digits, progress=True)
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"{target.name} could not be downloaded from {url} ({error}); "
                 f"without network, fetch it on another machine and place it at {target}"
             ) from error
-    return _describe(target, url)
+    return describe(target, url)
 
 
 def load_weights(model: nn.Module, info: WeightsInfo) -> None:
@@ -215,13 +218,18 @@ def _known(table: Mapping[str, str], model_type: str, path: str) -> str:
     return table[model_type]
 
 
-def _describe(path: Path, url: str | None = None) -> WeightsInfo:
-    """The record of a file, which must exist."""
+def describe(path: Path, url: str | None = None) -> WeightsInfo:
+    """The record of a file."""
+    with path.open("rb") as file:
+        return WeightsInfo(str(path.absolute()), url, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _local(path: Path) -> WeightsInfo:
+    """The record of a user's file."""
     if not path.is_file():
         raise WeightsError(f"no checkpoint file at {path.absolute()}; correct model.path or place it there")
     _check_suffix(path.name)
-    with path.open("rb") as file:
-        return WeightsInfo(str(path.absolute()), url, hashlib.file_digest(file, "sha256").hexdigest())
+    return describe(path)
 
 
 def _check_suffix(name: str) -> None:

@@ -3,9 +3,7 @@
 import logging
 
 import pytest
-import timm
 import torch
-import torchvision
 from golden import GOLDEN_MODELS
 
 from qdrop.models import BUILDERS, ModelError, build_model, build_model_with_info
@@ -79,24 +77,3 @@ def test_library_models_take_options_and_files(model_type, tmp_path):
     first, last = next(model.parameters()), list(model.parameters())[-1]
     assert torch.equal(first, next(source.parameters()))
     assert last.shape == (5,)
-
-
-@pytest.mark.parametrize("path", ["auto", None])
-def test_auto_is_the_library_s_own_weights(monkeypatch, path):
-    asked = {}
-
-    def record(name, **options):
-        asked.update(options)
-        return BUILDERS["digits_resnet"]()
-
-    monkeypatch.setattr(torchvision.models, "get_model", record)
-    monkeypatch.setattr(timm, "create_model", record)
-
-    model, info = build_model_with_info("torchvision:resnet18", {"num_classes": 10}, path)
-    assert asked == {"weights": "DEFAULT" if path else None, "num_classes": 10}
-    assert info is None
-    assert not model.training
-
-    asked.clear()
-    build_model("timm:resnet18", {"num_classes": 10}, path)
-    assert asked == {"pretrained": path == "auto", "num_classes": 10}

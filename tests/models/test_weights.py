@@ -1,11 +1,8 @@
 """Where weights are found, how they are read, and what is said when they cannot be used."""
 
 import hashlib
-import http.server
 import json
-import threading
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,36 +21,9 @@ class Custom:
     """Not a tensor: a file that holds one is refused."""
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    requests: list[str] = []  # noqa: RUF012
-
-    def log_message(self, *args):
-        self.requests.append(self.path)
-
-
 @pytest.fixture
 def network():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty cache of torch.hub."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub" / "checkpoints"
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder and the address under which it is served on this machine."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(Quiet, "requests", [])
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def info(path):
@@ -93,14 +63,14 @@ def test_a_file_url_is_read_in_place(tmp_path, network, hub):
     assert not hub.exists()
 
 
-def test_a_url_is_downloaded_once(served, hub, network):
+def test_a_url_is_downloaded_once(served, requests, hub, network):
     folder, address = served
     torch.save(network.state_dict(), folder / "net.pth")
     url = f"{address}/net.pth"
     first = info(url)
     second = info(url)
     assert first == second
-    assert Quiet.requests == ["/net.pth"]
+    assert requests == ["/net.pth"]
     assert first.url == url
     assert [str(path) for path in hub.iterdir()] == [first.path]  # no temporary file is left
     model = twin()
