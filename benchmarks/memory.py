@@ -34,8 +34,8 @@ from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import make_plan
 from qdrop.solver.calibrate import calibrate
+from qdrop.solver.memory import peak_memory_mb
 from qdrop.solver.recon import reconstruct
-from qdrop.solver.run_folder import peak_memory_mb
 
 NETWORKS = ("resnet18", "resnet50")
 CACHES = ("cpu/float32", "cpu/bfloat16", "disk/float32", "disk/bfloat16")

@@ -25,13 +25,13 @@ from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import calibration_images, check_preparation, num_classes, validation_loader
-from qdrop.solver.memory import keep_freed_memory
+from qdrop.solver.memory import keep_freed_memory, peak_memory_mb
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.result import Result
 from qdrop.solver.resume import FinishedUnits, identity
-from qdrop.solver.run_folder import RESUME, RunFolder, complete, locked, logging_to, peak_memory_mb, portable
+from qdrop.solver.run_folder import RESUME, RunFolder, complete, locked, logging_to, portable
 
 log = logging.getLogger("qdrop")
 

@@ -1,4 +1,4 @@
-"""How much memory is free, and whether an error means that there was none left."""
+"""How much memory is free and was held, and whether an error means that there was none left."""
 
 import ctypes
 import sys
@@ -24,6 +24,16 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
     memory = psutil.virtual_memory()
     limits = [(memory.available, memory.total), *_control_groups()]
     return min(left for left, _ in limits), min(allowed for _, allowed in limits)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, in MB: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on every platform, and only needed here
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 def keep_freed_memory() -> None:

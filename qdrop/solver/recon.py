@@ -15,8 +15,7 @@ from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.loss import reconstruction_loss
-from qdrop.solver.memory import give_back_freed_memory
-from qdrop.solver.run_folder import peak_memory_mb
+from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.solver.step import Compiler
 from qdrop.solver.storage import Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator

@@ -248,16 +248,6 @@ def revision() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MB: allocated on a GPU, else resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource  # not on every platform, and only needed here
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
-
-
 def installed_version(package: str) -> str | None:
     """Version of an installed package; None if it is not installed."""
     try:

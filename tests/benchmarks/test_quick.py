@@ -1,0 +1,43 @@
+"""Every benchmark from its command line, as `--quick` runs it; none of its times matter here."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CIFAR = ("cifar10", "cifar10/weights/resnet20.safetensors")
+IMAGENET = ("imagenet", "imagenet/weights/mobilenetv2.safetensors")
+DATA = {"fidelity": CIFAR, "iterations": CIFAR, "iterations_mobilenetv2": IMAGENET}
+"""Data and weights, below QDROP_DATA, of those that need them."""
+
+
+def real_data(name):
+    """The arguments that name the data of a benchmark."""
+    if name not in DATA:
+        return []
+    if "QDROP_DATA" not in os.environ:
+        pytest.skip("QDROP_DATA is not set: the folder that holds cifar10/ and imagenet/")
+    data, weights = (Path(os.environ["QDROP_DATA"]).resolve() / path for path in DATA[name])
+    return ["--data", str(data), "--weights", str(weights)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["calibration", "depth", "end_to_end", "inference", "memory", "step", *DATA], ids=lambda name: name
+)
+def test_quick(name, tmp_path):
+    if name == "inference":
+        pytest.importorskip("onnxruntime")
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--threads", "1", "--json", str(file)]
+    done = subprocess.run([*command, *real_data(name)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(file.read_text())
+    assert record["quick"] and record["machine"]["packages"]["torch"]
+    assert record["figures"] and all(math.isfinite(value) for value in record["figures"].values())
+    assert record["tables"][0]["rows"]
