@@ -35,6 +35,13 @@ from qdrop.files import write_file
 OVERRIDE = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*=.*", re.DOTALL)
 NO_INTERPOLATION = "${...} is not supported, values are taken as they are written"
 
+HOW = (
+    *("process.device", "process.threads", "process.out"),
+    *("data.num_workers", "data.pin_memory"),
+    *("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile"),
+)
+"""Settings of where and how fast to work, not of what comes out: free to change in a run that is there."""
+
 Places = dict[Key, str]  # where a key was given: "file:line" or "command line"
 
 _ADAPTER = TypeAdapter(Config)
@@ -80,6 +87,11 @@ def flat(data: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
+def what_counts(config: Config) -> dict[str, Any]:
+    """The settings that what comes out of a run depends on, by dotted name: all but those of `HOW`."""
+    return {key: value for key, value in flat(config_to_dict(config)) if key not in HOW}
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every setting as YAML; `load_config` reads it back."""
     write_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))))
@@ -88,13 +100,11 @@ def save_config(config: Config, path: str | Path) -> None:
 def run_folder(config: Config, file: str | Path) -> Path:
     """Where results go: process.out, or runs/<name>-<hash> beside the config file.
 
-    The hash is that of all settings but process.out: the same settings find the same folder again.
+    The hash is that of :func:`what_counts`: the same settings find the same folder again.
     """
     if config.process.out is not None:
         return Path(config.process.out)
-    data = config_to_dict(config)
-    del data["process"]["out"]
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(what_counts(config), sort_keys=True).encode()).hexdigest()[:8]
     a_bit = config.quant.a_qconfig.bit if config.quant.a_qconfig else 32
     name = re.sub(r"[^\w.-]+", "_", config.model.type)
     return Path(file).parent / "runs" / f"{name}-w{config.quant.w_qconfig.bit}a{a_bit}-{digest}"

@@ -348,6 +348,8 @@ def test_run_folder():
     assert len(digest) == 8
     other = config_from_dict({"model": {"type": "timm/resnet50"}, "process": {"seed": 1}})
     assert run_folder(other, "exp/x/config.yaml") != folder
+    faster = {"process": {"threads": 2, "device": "cpu"}, "data": {"num_workers": 0}}
+    assert run_folder(config_from_dict({"model": {"type": "timm/resnet50"}, **faster}), "exp/x/config.yaml") == folder
     assert run_folder(config_from_dict({"process": {"out": "here"}}), "x.yaml") == Path("here")
 
 

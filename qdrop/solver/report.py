@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from qdrop.config import ActivationQConfig, Config, ReconConfig
-from qdrop.config_io import config_to_dict, flat, load_config
+from qdrop.config_io import HOW, config_to_dict, flat, load_config
 from qdrop.files import write_file
 from qdrop.solver.result import Result
-from qdrop.solver.run_folder import HOW, PLACES
+from qdrop.solver.run_folder import PLACES
 
 BITS = ("w4a4", "w3a3", "w2a4", "w2a2")
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdrop.config import Config
-from qdrop.config_io import config_to_dict, flat
+from qdrop.config_io import HOW, config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
 from qdrop.errors import QdropError
 from qdrop.files import remove_leftovers, write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.recon import UnitReport
-from qdrop.solver.run_folder import HOW, IDENTITY, installed_version, revision
+from qdrop.solver.run_folder import IDENTITY, installed_version, revision
 
 FORMAT = "qdrop-unit"
 VERSION = 1

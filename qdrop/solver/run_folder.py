@@ -20,7 +20,7 @@ import torch
 from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig
-from qdrop.config_io import config_to_dict, flat, load_config, save_config
+from qdrop.config_io import config_to_dict, load_config, save_config, what_counts
 from qdrop.export.options import default_paths
 from qdrop.files import remove_leftovers, write_file
 from qdrop.models.weights import WeightsInfo, resolve_weights
@@ -38,12 +38,6 @@ FILES = (".probe", "config.resolved.yaml", "plan.json", "env.json", "log.jsonl",
 """What a run writes into its folder."""
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
-HOW = (
-    *("process.device", "process.threads", "process.out"),
-    *("data.num_workers", "data.pin_memory"),
-    *("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile"),
-)
-"""Settings of where and how fast to work, not of what comes out: free to change in a run that is there."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 log = logging.getLogger("qdrop")
@@ -152,7 +146,7 @@ def complete(folder: Path, config: Config) -> Result | None:
 
     Args:
         folder: The run folder.
-        config: All settings; those in `HOW` do not count.
+        config: All settings; those of how to work do not count.
     """
     if (folder / RESUME / IDENTITY).exists() or not (folder / MODEL).is_file():
         return None
@@ -170,7 +164,7 @@ def _local_weights(config: Config) -> WeightsInfo | None:
 
 
 def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool:
-    """Whether a folder's settings, but for `HOW`, and its weights are these; not if they cannot be read.
+    """Whether a folder's settings, as far as they count, and its weights are these; not if they cannot be read.
 
     Args:
         folder: The run folder.
@@ -185,9 +179,7 @@ def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool
                 return False
     except (OSError, TypeError, KeyError, ValueError):
         return False
-    then, now = (dict(flat(config_to_dict(settings))) for settings in (before, config))
-    ignored = dict.fromkeys(HOW)
-    return then | ignored == now | ignored
+    return what_counts(before) == what_counts(config)
 
 
 @contextmanager
