@@ -1,22 +1,18 @@
 """Settings from YAML files and the command line, with errors that name key, file and line.
 
-    config, file = parse_args()              # --config FILE quant.a_qconfig.bit=2 data.path=/data/imagenet
     config = load_config("config.yaml", ["quant.recon.iters=100"])
 
 A YAML file may name another to build on, ``base: ../base.yaml``, relative to its own folder. Values are plain
 data: nothing is evaluated or interpolated.
 """
 
-import argparse
 import functools
-import hashlib
 import io
 import itertools
 import json
 import operator
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from qdrop.config import PRESETS, Config
-from qdrop.config_help import Key, expected, nearest, presets_help, settings_help
+from qdrop.config_help import Key, expected, nearest
 from qdrop.errors import QdropError, first_line
 from qdrop.files import write_file
 
@@ -95,44 +91,6 @@ def what_counts(config: Config) -> dict[str, Any]:
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every setting as YAML; `load_config` reads it back."""
     write_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))))
-
-
-def run_folder(config: Config, file: str | Path) -> Path:
-    """Where results go: process.out, or runs/<name>-<hash> beside the config file.
-
-    The hash is that of :func:`what_counts`: the same settings find the same folder again.
-    """
-    if config.process.out is not None:
-        return Path(config.process.out)
-    digest = hashlib.sha256(json.dumps(what_counts(config), sort_keys=True).encode()).hexdigest()[:8]
-    a_bit = config.quant.a_qconfig.bit if config.quant.a_qconfig else 32
-    name = re.sub(r"[^\w.-]+", "_", config.model.type)
-    return Path(file).parent / "runs" / f"{name}-w{config.quant.w_qconfig.bit}a{a_bit}-{digest}"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its help ends with every setting."""
-
-    def format_help(self) -> str:
-        width = min(shutil.get_terminal_size().columns, 110)
-        title = "settings, with default, type and meaning:"
-        return f"{super().format_help()}\n{title}\n\n{settings_help(width)}\n{presets_help()}\n"
-
-
-def parse_args(
-    argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
-) -> tuple[Config, Path]:
-    """The settings a command line asks for, and the file it names; `argv` None: that of this process."""
-    parser = _Parser(prog=prog, description="Quantize a vision network after training.")
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings that replace the file's: quant.recon.iters=100",
-    )
-    args = parser.parse_intermixed_args(argv)
-    return load_config(args.config, args.overrides), args.config
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:

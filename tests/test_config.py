@@ -7,14 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from qdrop.config import PRESETS, ActivationQConfig, Config, DataConfig, LayerBits, QuantConfig, ReconConfig
-from qdrop.config_help import Setting, _paragraph, describe, settings, settings_help
+from qdrop.config_help import Setting, _paragraph, settings, settings_help
 from qdrop.config_io import (
     ConfigError,
     config_from_dict,
     config_to_dict,
     load_config,
-    parse_args,
-    run_folder,
     save_config,
 )
 
@@ -339,51 +337,12 @@ def test_round_trip(write, tmp_path):
     assert config_to_dict(config)["quant"]["recon"]["b_range"] == [20, 2]
 
 
-def test_run_folder():
-    config = config_from_dict({"model": {"type": "timm/resnet50"}})
-    folder = run_folder(config, "exp/x/config.yaml")
-    assert folder.parent == Path("exp/x/runs")
-    name, _, digest = folder.name.rpartition("-")
-    assert name == "timm_resnet50-w2a4"
-    assert len(digest) == 8
-    other = config_from_dict({"model": {"type": "timm/resnet50"}, "process": {"seed": 1}})
-    assert run_folder(other, "exp/x/config.yaml") != folder
-    faster = {"process": {"threads": 2, "device": "cpu"}, "data": {"num_workers": 0}}
-    assert run_folder(config_from_dict({"model": {"type": "timm/resnet50"}, **faster}), "exp/x/config.yaml") == folder
-    assert run_folder(config_from_dict({"process": {"out": "here"}}), "x.yaml") == Path("here")
-
-
-def test_parse_args(write):
-    path = write(PUBLISHED)
-    config, file = parse_args(["data.val_limit=8", "--config", str(path), "quant.w_qconfig.bit=3"])
-    assert file == path
-    assert (config.data.val_limit, config.quant.w_qconfig.bit) == (8, 3)
-    with pytest.raises(SystemExit):
-        parse_args(["quant.w_qconfig.bit=3"])
-
-
 def test_cache_on_the_gpu_contradicts_keep_gpu():
     recon = {"keep_gpu": False, "cache": {"device": "gpu"}}
     with pytest.raises(ConfigError, match=r"quant\.recon\.cache.*contradicts quant\.recon\.keep_gpu = false"):
         config_from_dict({"quant": {"recon": recon}})
     recon["cache"]["device"] = "disk"
     assert config_from_dict({"quant": {"recon": recon}}).quant.recon.cache.device == "disk"
-
-
-def test_help_lists_every_field_with_its_meaning(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse_args(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    listed = list(settings())
-    assert stopped.value.code == 0
-    assert len(listed) > 50
-    for key, hint, _, meaning in listed:
-        assert meaning
-        assert f" {'.'.join(key)} " in shown
-        assert f"({describe(hint)}) {meaning}" in shown
-    assert "quant.recon.drop_prob = 0.5 (float 0..1) Probability of KEEPING the quantized value" in shown
-    assert "quant.a_qconfig.bit = 4 (int 2..8) Number of bits." in shown
-    assert "quant.overrides.<pattern>.w_bit = null (int 2..8 | null)" in shown
 
 
 def test_every_key_of_a_config_is_in_help():
@@ -427,12 +386,6 @@ def test_what_is_set_beside_a_preset_takes_precedence(write):
 def test_unknown_preset(write):
     (problem,) = problems(write("quant: {recon: {preset: fastest}}"))
     assert problem == "c.yaml:1: quant.recon.preset = fastest: expected published | fast"
-
-
-def test_help_says_what_presets_stand_for(capsys):
-    with pytest.raises(SystemExit):
-        parse_args(["--help"])
-    assert f"fast: iters={PRESETS['fast']['iters']}, round_lr=" in capsys.readouterr().out
 
 
 def test_a_preset_replaces_what_the_files_below_set(write):

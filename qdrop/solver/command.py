@@ -1,8 +1,17 @@
-"""What the commands share: messages on the terminal, and users' mistakes in one line instead of a traceback."""
+"""What the commands share: their arguments, the run folder, and users' mistakes in one line instead of a traceback."""
 
+import argparse
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from qdrop.config import Config
+from qdrop.config_help import presets_help, settings_help
+from qdrop.config_io import load_config, what_counts
 from qdrop.errors import QdropError, first_line
 from qdrop.solver.memory import is_out_of_memory
 
@@ -29,3 +38,41 @@ def exit_status(work: Callable[[], None]) -> int:
         log.error("error: memory ran out; lower data.batch_size or quant.recon.batch_size: %s", first_line(error))
         return 1
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help ends with every setting."""
+
+    def format_help(self) -> str:
+        width = min(shutil.get_terminal_size().columns, 110)
+        title = "settings, with default, type and meaning:"
+        return f"{super().format_help()}\n{title}\n\n{settings_help(width)}\n{presets_help()}\n"
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
+) -> tuple[Config, Path]:
+    """The settings a command line asks for, and the file it names; `argv` None: that of this process."""
+    parser = _Parser(prog=prog, description="Quantize a vision network after training.")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace the file's: quant.recon.iters=100",
+    )
+    args = parser.parse_intermixed_args(argv)
+    return load_config(args.config, args.overrides), args.config
+
+
+def run_folder(config: Config, file: str | Path) -> Path:
+    """Where results go: process.out, or runs/<name>-<hash> beside the config file.
+
+    The hash is that of :func:`what_counts`: the same settings find the same folder again.
+    """
+    if config.process.out is not None:
+        return Path(config.process.out)
+    digest = hashlib.sha256(json.dumps(what_counts(config), sort_keys=True).encode()).hexdigest()[:8]
+    a_bit = config.quant.a_qconfig.bit if config.quant.a_qconfig else 32
+    name = re.sub(r"[^\w.-]+", "_", config.model.type)
+    return Path(file).parent / "runs" / f"{name}-w{config.quant.w_qconfig.bit}a{a_bit}-{digest}"

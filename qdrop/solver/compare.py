@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qdrop.config import ActivationQConfig, Config
-from qdrop.config_io import ConfigError, parse_args, run_folder
-from qdrop.solver.command import exit_status
+from qdrop.config_io import ConfigError
+from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.main_imagenet import run
 from qdrop.solver.memory import keep_freed_memory
 

@@ -15,7 +15,7 @@ import torch
 
 from qdrop import checkpoint
 from qdrop.config import Config, ProcessConfig
-from qdrop.config_io import ConfigError, parse_args, run_folder
+from qdrop.config_io import ConfigError
 from qdrop.models import build_model_with_info
 from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import trace
@@ -23,7 +23,7 @@ from qdrop.quantization.plan import make_plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
-from qdrop.solver.command import exit_status
+from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.imagenet_util import calibration_images, check_preparation, num_classes, validation_loader
 from qdrop.solver.memory import keep_freed_memory, peak_memory_mb
 from qdrop.solver.precision import layer_arithmetic

@@ -8,7 +8,7 @@ from benchmarks.common import HERE, Record
 from benchmarks.iterations import STUDY
 from benchmarks.study import FAST, PUBLISHED, measurement, name_of
 from qdrop.config import PRESETS
-from qdrop.config_io import parse_args
+from qdrop.solver.command import parse_args
 
 ARGS = Namespace(quick=False, iters=[300], seeds=[1, 2], bits=["W2A4", "W2A2"], schedules=["rounding 3e-2", "batch 64"])
 
