@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from qdrop.solver.memory import keep_freed_memory
+from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.run_folder import revision
 
 HERE = Path(__file__).parent
@@ -182,10 +183,11 @@ def main(
         return 1
     args.device = torch.device(args.device)
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as a run does, for all candidates alike
+    keep_freed_memory()  # likewise, for all candidates alike
 
     started = time.perf_counter()
-    outcome = measure(args)
+    with layer_arithmetic(None):  # as a run does
+        outcome = measure(args)
     seconds = time.perf_counter() - started
     for table in outcome.tables:
         table.show()

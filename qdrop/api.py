@@ -78,7 +78,8 @@ def quantize(
     parameter = next(model.parameters(), torch.empty(0))
     target = _usable(parameter.device if device is None else device)
 
-    graph = _trace(model, images[:2].to(parameter.device))
+    with layer_arithmetic(None):  # TF32 would tell the traced graph from the model
+        graph = _trace(model, images[:2].to(parameter.device))
     plan = make_plan(graph, quant, recon.granularity if recon else "block")
     quantized = quantize_graph(graph, plan).to(target)
     for tensor in (*quantized.parameters(), *quantized.buffers()):

@@ -50,7 +50,9 @@ def scrambled_positions(shape: torch.Size, layout: torch.memory_format, device: 
     Returns:
         int32, `[...]`.
     """
-    value = torch.arange(shape.numel(), dtype=torch.int32, device=device).mul_(0x2C1B3C6D)
+    # A compiler may take a range times a constant for an index, and reckon on with it in 64 bits (torch before
+    # 2.13 on a GPU); what an exclusive or gives is no index.
+    value = torch.arange(shape.numel(), dtype=torch.int32, device=device).bitwise_xor_(0).mul_(0x2C1B3C6D)
     value.bitwise_xor_(value >> 15).mul_(0x297A2D39)
     value.bitwise_xor_(value >> 13).mul_(0x7FEB352D)
     value.bitwise_xor_(value >> 16)

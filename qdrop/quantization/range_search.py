@@ -70,7 +70,7 @@ class Points:
             return self
         root = self.values.abs().sqrt_().copysign_(self.values)
         lo, hi = torch.aminmax(root, dim=1, keepdim=True)
-        per_unit = bins / (hi - lo).clamp_(min=torch.finfo(root.dtype).tiny)
+        per_unit = (bins / (hi - lo)).nan_to_num_(posinf=0)  # all values of a row may be one, as in a dead channel
         which = root.sub_(lo).mul_(per_unit).long().clamp_(max=bins - 1)
         which += torch.arange(0, rows * bins, bins, device=which.device)[:, None]
         counts = torch.bincount(which.view(-1), minlength=rows * bins)

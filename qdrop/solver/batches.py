@@ -64,22 +64,36 @@ class Batches:
         Args:
             draws: Row numbers `[T, B]`, on the CPU.
         """
-        if all(value.place != "disk" and value.device.type == self._device.type for value in self._values):
+        if all(value.place != "disk" and value.device == self._device for value in self._values):
             yield from map(self.gather, draws.to(self._device))
             return
         if self._stream is not None:  # values on the GPU were written by the step's stream
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         waiting: deque[Future[Coming]] = deque()
+        steps: deque[torch.cuda.Event] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             try:
                 for rows in draws:
                     waiting.append(pool.submit(self._fetch, rows))
                     if len(waiting) > AHEAD:
                         yield self._arrived(waiting.popleft().result())
+                        self._keep_pace(steps)
                 while waiting:
                     yield self._arrived(waiting.popleft().result())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _keep_pace(self, steps: "deque[torch.cuda.Event]") -> None:
+        """Wait until the GPU is only `AHEAD` steps behind, else the batches of all the others would wait in its memory.
+
+        Args:
+            steps: An event behind each step that it may still be at; the one just submitted is added.
+        """
+        if self._stream is None:
+            return
+        steps.append(torch.cuda.current_stream(self._device).record_event())
+        if len(steps) > AHEAD:
+            steps.popleft().synchronize()
 
     def _fetch(self, rows: Tensor) -> Coming:
         """:meth:`gather` beside the step; on a GPU what it returns is still on its way."""
@@ -100,9 +114,10 @@ class Batches:
 
     def _read(self, value: Stored, rows: Tensor) -> Tensor:
         """Rows in their own type on the device: transferred as they are stored, converted there."""
-        if value.device.type == self._device.type:
+        if value.device == self._device:
             return value[rows]
-        return value.read(rows, pin=True).to(self._device, non_blocking=True).to(value.dtype)
+        on_host = value.device.type == "cpu"
+        return value.read(rows, pin=on_host).to(self._device, non_blocking=True).to(value.dtype)
 
 
 def _stored(value: Value) -> Stored:

@@ -15,12 +15,15 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3), as its malloc.h numbers them."""
 
+_WITHOUT_A_TYPE = ("defaultcpuallocator", "not enough memory", "out of memory", "alloc_failed")
+"""What errors say for which torch has no type: a CPU's, page-locked memory, cuBLAS, cuDNN, CUDA graphs, Triton."""
+
 
 def free_and_total(device: torch.device) -> tuple[int, int]:
     """Bytes that can be had on a device, and how many it has: a GPU, or main memory within this process's limits."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+        torch.cuda.empty_cache()  # what is left then are CUDA graphs, whose memory nothing else can have
+        return torch.cuda.mem_get_info(device)
     memory = psutil.virtual_memory()
     limits = [(memory.available, memory.total), *_control_groups()]
     return min(left for left, _ in limits), min(allowed for _, allowed in limits)
@@ -65,9 +68,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, on a GPU or not, ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # On a CPU torch has no type for it, only these two texts.
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("defaultcpuallocator" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in _WITHOUT_A_TYPE)
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The arithmetic of convolutions and matrix products on a GPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -16,11 +17,37 @@ def layer_arithmetic(recon: ReconConfig | None) -> Iterator[None]:
         recon: TF32 where its `precision` says so; None: float32.
     """
     allowed = recon is not None and recon.precision == "tf32"
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = products.allow_tf32
-    with cudnn.flags(enabled=cudnn.enabled, benchmark=True, deterministic=cudnn.deterministic, allow_tf32=allowed):
-        products.allow_tf32 = allowed
-        try:
-            yield
-        finally:
-            products.allow_tf32 = before
+    cudnn: Any = torch.backends.cudnn  # mypy knows only some of its parts
+    products = torch.backends.cuda.matmul
+    with ExitStack() as stack:
+        stack.enter_context(_set(cudnn, "benchmark", True))
+        if _older_interface():
+            for part in (cudnn, products):
+                stack.enter_context(_set(part, "allow_tf32", allowed))
+        else:
+            for part in (cudnn.conv, cudnn.rnn, products):
+                stack.enter_context(_set(part, "fp32_precision", "tf32" if allowed else "ieee"))
+        yield
+
+
+def _older_interface() -> bool:
+    """Whether `allow_tf32` can be used, which torch's compiler reads.
+
+    Where a caller has set `fp32_precision`, which has come to replace it, torch refuses to answer.
+    """
+    try:
+        _ = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return False
+    return True
+
+
+@contextmanager
+def _set(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside: an attribute has another value."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)

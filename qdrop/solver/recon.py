@@ -135,7 +135,7 @@ class _Walk:
         with quantizing(part.module):
             rounded = self.run(part, [cache[name].quantized for name in part.inputs])
         if learns:
-            after = _loss_over(rounded[0], full[0], self.config.batch_size)
+            after = self.difference(rounded[0], full[0])
         cache.advance(index, part, full, rounded)
         give_back_freed_memory()
         if part.unit is None or done is not None:
@@ -164,6 +164,18 @@ class _Walk:
         with quantizing(part.module), torch.no_grad():
             return self.storage.survive(measure)
 
+    def difference(self, out: Value, target: Value) -> float:
+        """Reconstruction loss between two cached outputs `[N, C, ...]`."""
+
+        def measure() -> float:
+            total = 0.0
+            for rows in _slices(len(out), self.config.batch_size):
+                ours = out[rows].to(self.device)
+                total += float(reconstruction_loss(ours, target[rows].to(self.device))) * len(ours)
+            return total / len(out)
+
+        return self.storage.survive(measure)
+
     def learn(self, part: Segment, inputs: Pair, target: Value) -> float:
         """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""
         watch, compiler = self.watch, self.compiler
@@ -181,15 +193,6 @@ class _Walk:
             return self.storage.survive(attempt)
         except ReconstructionError as error:
             raise ReconstructionError(f"unit '{part.name}': {error}") from error
-
-
-def _loss_over(out: Value, target: Value, batch_size: int) -> float:
-    """Reconstruction loss between two cached outputs `[N, C, ...]`."""
-    total = 0.0
-    for rows in _slices(len(out), batch_size):
-        ours = out[rows]
-        total += float(reconstruction_loss(ours, target[rows].to(ours.device))) * len(ours)
-    return total / len(out)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

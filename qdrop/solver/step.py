@@ -188,7 +188,7 @@ class Compiler:
             mode = "reduce-overhead" if example.full.is_cuda else None  # CUDA graphs
             compiled = torch.compile(graph, mode=mode, dynamic=False, fullgraph=True)
             started = time.perf_counter()
-            compiled(values, example.tensors())
+            _warm_up(compiled, values, example)
             log.info("compiled the iteration in %.0f s", time.perf_counter() - started)
             self._compiled[key] = compiled
         else:
@@ -196,12 +196,31 @@ class Compiler:
         run = self._compiled[key]
 
         def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
-            if inputs.full.is_cuda:
-                torch.compiler.cudagraph_mark_step_begin()
-            error, penalty, *found = run(values, inputs.tensors())
+            error, penalty, *found = _call(run, values, inputs)
             return error.clone(), penalty.clone(), *found  # a CUDA graph writes the next ones in the same place
 
         return gradients
+
+
+def _call(compiled: Callable[..., Any], values: list[Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
+    """Compiled code for one iteration; on a GPU what it gave for the one before is overwritten."""
+    if inputs.full.is_cuda:
+        torch.compiler.cudagraph_mark_step_begin()
+    found: tuple[Tensor, ...] = compiled(values, inputs.tensors())
+    return found
+
+
+def _warm_up(compiled: Callable[..., Any], values: list[Tensor], example: Inputs) -> None:
+    """Have the code compiled; on a GPU the second call records a CUDA graph and the third replays it.
+
+    All of that here, where an error means to go on without.
+    """
+    if not example.full.is_cuda:
+        compiled(values, example.tensors())
+        return
+    torch.cuda.empty_cache()  # the graph has memory of its own, and cannot take what tracing has left in the cache
+    for _ in range(3):
+        _call(compiled, values, example)
 
 
 def seconds_saved(unit: nn.Module, batch: int, iters: int, device: torch.device) -> float:

@@ -212,9 +212,11 @@ class Storage:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(self._places) == 1:
+                of_gpu = self._device.type == "cuda" and isinstance(error, torch.OutOfMemoryError)
+                if len(self._places) == 1 or (of_gpu and self._places[0] != "gpu"):
+                    memory = "memory of the GPU" if of_gpu else "memory"
                     raise CacheError(
-                        f"memory ran out with the cache on {self._places[0]}; lower recon.batch_size: {error}"
+                        f"{memory} ran out with the cache on {self._places[0]}; lower recon.batch_size: {error}"
                     ) from error
                 log.warning("memory ran out; the cache moves from %s to %s (%s)", *self._places[:2], error)
             self._retreat()  # here, where the error no longer holds on to what was being computed

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from qdrop.config import ReconConfig
 from qdrop.errors import QdropError
 from qdrop.quantization.drop import draw_seeds
+from qdrop.quantization.layout import laid_out_as
 from qdrop.quantization.state import dropping, learning_rounding, quantized_modules, quantizers, quantizing
 from qdrop.solver.batches import Batch, Batches
 from qdrop.solver.cache import Pair, Value
@@ -93,7 +94,7 @@ def iterations(
             for iteration, batch in enumerate(chain([first], work), start=1):
                 error, penalty, *found = gradients(batch)
                 for parameter, gradient in zip([*roundings, *scales], found, strict=True):
-                    parameter.grad = gradient
+                    parameter.grad = laid_out_as(gradient, parameter)  # a fused optimizer goes along memory
                 for optimizer in optimizers:
                     optimizer.step()
                 if decay is not None:

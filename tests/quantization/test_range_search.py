@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qdrop.quantization.affine import fake_quantize, scale_from_range
 from qdrop.quantization.range_search import Points, golden_search, grid_search, rounding_error
 
 CASES = [  # bits, values in a row
@@ -165,3 +166,17 @@ def test_golden_search_one_sided(bit, sign):
         for search in (golden_search, grid_search)
     )
     assert ours <= best * 1.02
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -0.5])
+def test_a_row_of_one_value_among_others(value):
+    """A dead channel; long rows are summed up in bins first."""
+    values = torch.randn(3, 4608, generator=torch.Generator().manual_seed(0))
+    values[1] = value
+    lo, hi = grid_search(Points(values), 0, 3, False)
+    alone = [grid_search(Points(values[row : row + 1]), 0, 3, False) for row in (0, 2)]
+    assert lo.isfinite().all() and hi.isfinite().all()
+    assert [lo[0], lo[2], hi[0], hi[2]] == [alone[0][0], alone[1][0], alone[0][1], alone[1][1]]
+    scale, zero_point = scale_from_range(lo, hi, 0, 3, False)
+    rounded = fake_quantize(values, scale[:, None], zero_point[:, None], 0, 3)
+    torch.testing.assert_close(rounded[1], values[1], rtol=0.02, atol=1e-6)

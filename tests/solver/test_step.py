@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,3 +150,13 @@ def test_bfloat16_computes_the_layers_alone():
     assert seen == [torch.float32] * 2 and all(value.dtype == torch.float32 for value in found)
     assert not torch.equal(found[0], exact[0]) and torch.equal(found[1], exact[1])
     torch.testing.assert_close(found[0], exact[0], rtol=0.05, atol=0)
+
+
+def test_a_cuda_graph_is_recorded_before_the_iterations(monkeypatch):
+    """Where an error in it can be caught: compiled in the first call, recorded in the second, replayed in the third."""
+    done = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: done.append("step"))
+    example = SimpleNamespace(full=SimpleNamespace(is_cuda=True), tensors=tuple)
+    step._warm_up(lambda values, inputs: done.append("called"), [], example)
+    assert done == ["emptied", *["step", "called"] * 3]

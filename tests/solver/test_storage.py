@@ -224,6 +224,9 @@ def test_a_full_disk(tmp_path, monkeypatch):
         (MemoryError(), True),
         (RuntimeError(ALLOCATOR), True),
         (RuntimeError("not enough memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("not enough memory"), False),
     ],
@@ -251,6 +254,19 @@ def test_survives_once_per_place(tmp_path, caplog):
     calls.clear()
     with pytest.raises(CacheError, match=r"cache on disk; lower recon\.batch_size: simulated"):
         place.survive(lambda: work(1))
+
+
+def test_a_full_gpu_is_not_helped_by_moving_from_main_memory():
+    place = Storage(CacheConfig("cpu"), GPU)
+    calls = []
+
+    def work():
+        calls.append(1)
+        raise torch.OutOfMemoryError("simulated")
+
+    with pytest.raises(CacheError, match=r"memory of the GPU ran out .*recon\.batch_size: simulated"):
+        place.survive(work)
+    assert len(calls) == 1
 
 
 def test_other_errors_pass():
