@@ -11,6 +11,14 @@ use_python() {
     local requirements=$1 stamp
     if [ -n "${QDROP_PYTHON:-}" ]; then
         python=$QDROP_PYTHON
+        command -v "$python" > /dev/null || {
+            echo "QDROP_PYTHON=$python: there is no such program." >&2
+            return 1
+        }
+        "$python" -c 'import sys, importlib.util as u; sys.exit(not (u.find_spec("torch") and u.find_spec("qdrop")))' || {
+            echo "$python cannot import torch or qdrop; install both first: $python -m pip install -e $root" >&2
+            return 1
+        }
         return
     fi
     local env=${VIRTUAL_ENV:-$root/.venv}

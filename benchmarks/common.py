@@ -12,6 +12,7 @@ makes benchmarks/README.md. A quick one writes under runs/benchmarks and leaves 
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -77,6 +78,8 @@ class Outcome:
     """A picture of it."""
     notes: tuple[str, ...] = ()
     """What one must know to read the figures: sentences."""
+    command: str | None = None
+    """What reproduces the figures where they are of several runs; None: the command of this one."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Record:
     title: str
     command: str
     quick: bool
-    seconds: float
+    seconds: float | None
+    """How long it took; None: several runs, of which only the last is known."""
     machine: dict[str, Any]
     figures: dict[str, float]
     tables: tuple[Table, ...] = ()
@@ -197,9 +201,9 @@ def main(
     record = Record(
         benchmark=label,
         title=doc.strip().splitlines()[0].rstrip("."),
-        command=" ".join(["python", "-m", f"benchmarks.{name}", *_without_json(argv)]),
+        command=outcome.command or shlex.join(["python", "-m", f"benchmarks.{name}", *_without_json(argv)]),
         quick=args.quick,
-        seconds=round(seconds, 1),
+        seconds=None if outcome.command else round(seconds, 1),
         machine=asdict(machine(args.device)),
         figures=outcome.figures,
         tables=outcome.tables,

@@ -129,12 +129,12 @@ def measure(args: argparse.Namespace) -> Outcome:
                 spent = profile(file.path, torch.randn(1, 3, 224, 224), args.threads)
                 graphs.append(_graph_row(network, label, file, spent))
     speeds = Table(
-        f"Times as fast as float in the same run (milliseconds), {args.threads} thread(s).",
+        f"Times as fast as float in the same run (milliseconds), W4A4, random weights, {args.threads} thread(s).",
         ("network", "batch", *LABELS),
         tuple(rows),
     )
     sizes = Table(
-        "Megabytes of the file.",
+        "Megabytes of the file, W4A4.",
         ("network", *LABELS),
         tuple((n, *(f"{figures[f'{n}.{label}.megabytes']:.2f}" for label in LABELS)) for n in NETWORKS),
     )

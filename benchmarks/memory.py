@@ -1,6 +1,6 @@
 """Memory: the most that reconstruction holds, for each place and precision of the cache.
 
-python -m benchmarks.memory --threads 2                # recorded
+python -m benchmarks.memory --threads 1                # recorded
 python -m benchmarks.memory --quick
 python -m benchmarks.memory --networks resnet50 --caches disk/float32 --units 0    # every unit, takes long
 

@@ -54,7 +54,11 @@ def place(record: Record) -> str:
     parts += [f"{machine['cpu']} ({machine['cores']} cores, {machine['memory_gb']} GB, {threads})"]
     parts += [f"Python {machine['python']}"]
     parts += [f"{name} {number}" for name, number in machine["packages"].items()]
-    return f"{', '.join(parts)}, revision {machine['revision']}, in {record.seconds / 60:.0f} minutes"
+    parts += [f"revision {machine['revision']}"]
+    if record.seconds is None:
+        return ", ".join([*parts, "in several runs, of which this was the last"])
+    minutes = max(1, round(record.seconds / 60))
+    return ", ".join([*parts, f"in {minutes} minute{'s' if minutes > 1 else ''}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ What a study is of is a :class:`Study`; running it, and its tables and plot, are
 """
 
 import argparse
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -55,6 +56,11 @@ class Study:
     """One setting after the other of the schedule with the settings `FAST`, changed."""
     iters: tuple[int, ...] = (100, 300, 1000)
     """Numbers of iterations, unless the command line names others."""
+
+    def small(self) -> "Study":
+        """The same on so few images that a run takes a minute; its figures say nothing."""
+        quant = replace(self.quant, calibrate=64, calibrate_range=32)
+        return replace(self, quant=quant, held_out=64, data=replace(self.data, val_limit=100))
 
     @property
     def all(self) -> dict[str, dict[str, Any]]:
@@ -161,7 +167,7 @@ def table(figures: dict[str, float], caption: str, shown: list[Group]) -> Table:
     return Table(caption, ("bits", "schedule", "iterations", "seeds", "agreement, held out", "top-1, test"), rows)
 
 
-def outcome(study: Study, figures: dict[str, float]) -> Outcome:
+def outcome(study: Study, figures: dict[str, float], args: argparse.Namespace) -> Outcome:
     """All runs on record as tables and a plot."""
     known = groups(study, figures)
     tables = [table(figures, "Accuracy against iterations, percent.", [g for g in known if g[1] in study.schedules])]
@@ -175,25 +181,28 @@ def outcome(study: Study, figures: dict[str, float]) -> Outcome:
         " of the full-precision network; schedules are chosen by it.",
         "Runs on record are not repeated; `--iters`, `--schedules` and `--seeds` name parts of the study.",
     )
-    return Outcome(figures, tuple(tables), plot(study, figures), notes)
+    command = ["python", "-m", f"benchmarks.{study.name}", "--data", args.data, "--weights", args.weights]
+    return Outcome(figures, tuple(tables), plot(study, figures), notes, shlex.join(command))
 
 
 def measurement(study: Study) -> Callable[[argparse.Namespace], Outcome]:
     """What is not on record of every schedule, number of iterations and seed; a few iterations if `args.quick`."""
 
     def measure(args: argparse.Namespace) -> Outcome:
+        figures: dict[str, float] = {}
+        chosen = study
         if args.quick:
+            chosen = study.small()
             planned = [("W2A4", schedule, 20, 1) for schedule in list(study.schedules)[:2]]
-            figures: dict[str, float] = {}
         else:
             every = product(args.iters, args.seeds, args.bits, args.schedules)
             figures = recorded(study.name)
             keys = ((bits, schedule, iters, seed) for iters, seed, bits, schedule in every)
             planned = [key for key in keys if name_of(key, "top1") not in figures]
         with suppress(KeyboardInterrupt):  # what is finished by then is recorded
-            for key, agrees, top1 in runs(study, args, planned):
+            for key, agrees, top1 in runs(chosen, args, planned):
                 figures |= {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
-        return outcome(study, figures)
+        return outcome(chosen, figures, args)
 
     return measure
 

@@ -51,6 +51,8 @@ def weights(path: str) -> dict[str, tuple[Any, Any, Any, Any]]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        sys.exit("usage: python docs/read_quantized.py quantized.safetensors")
     for layer, (q, scale, zero_point, spec) in weights(sys.argv[1]).items():
         w = scale * (q - np.round(zero_point).astype(np.float32))  # the weight, [O, I/groups, kH, kW] or [O, I]
         print(f"{layer:<40} {spec['bit']} bits  {q.shape!s:<18} {w.min():+.4f}..{w.max():+.4f}  {scale.size} scales")

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from qdrop.config import QuantConfig, ReconConfig
-from qdrop.config_io import config_from_dict
+from qdrop.config_io import ConfigError, config_from_dict
 from qdrop.errors import first_line
 from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import GraphError, trace
@@ -68,9 +68,15 @@ def quantize(
         GraphError: If the network is not in float32, cannot run on the images, or cannot be traced or quantized;
             names the parameter or module and the reason.
         ConfigError: If the config has an unknown key or a value out of range.
+        PlanError: If a pattern of `config.overrides` matches no layer.
+        TypeError: If the model is no module.
         ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
             float32 tensors `[N, C, H, W]`, or no such device.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    if quantizers(model):
+        raise GraphError("the model is quantized already; quantize the one it was made from")
     quant = _config(config)
     recon = quant.recon
     images = _collect(calibration, quant.calibrate)
@@ -142,6 +148,8 @@ def _check(images: Tensor, quant: QuantConfig) -> None:
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
     if isinstance(config, QuantConfig):
         return config
+    if config is not None and "quant" in config:
+        raise ConfigError("config holds a section quant; expected what is in that section: config['quant']")
     return QuantConfig(recon=ReconConfig()) if config is None else config_from_dict({"quant": config}).quant
 
 
@@ -150,6 +158,8 @@ def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:
     if isinstance(calibration, Tensor):
         images = _images(calibration)[:count]
         return images.clone() if images.is_inference() else images
+    if not isinstance(calibration, Iterable):
+        raise ValueError(f"calibration is a {type(calibration).__name__}; expected images, or batches of them")
     batches: list[Tensor] = []
     for batch in calibration:
         batches.append(_images(batch))

@@ -3,7 +3,7 @@
 import difflib
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -36,9 +36,16 @@ def settings(section: Any = Config, above: Key = ()) -> Iterator[Setting]:
             yield from settings(inner, key + further)
 
 
+BESIDE_SETTINGS: tuple[Key, ...] = (("base",), ("quant", "recon", "preset"))
+"""What a file may hold that is no setting: both stand for others."""
+
+
 def presets_help() -> str:
-    """What each preset of reconstruction stands for, as text."""
-    lines = ["quant.recon.preset stands for several of these; those given beside it take precedence:"]
+    """What stands for other settings, as text: a base, and each preset of reconstruction."""
+    lines = [
+        "base: ../base.yaml in a file stands for all that this other file sets; what is in the file takes precedence."
+    ]
+    lines += ["quant.recon.preset stands for several of these; those given beside it take precedence:"]
     for name, settings in PRESETS.items():
         lines.append(f"  {name}: {', '.join(f'{key}={value:g}' for key, value in settings.items())}")
     return "\n".join(lines)
@@ -77,7 +84,12 @@ def expected(key: Key) -> str:
 def nearest(key: Key) -> str:
     """What to say of an unknown key: the valid one that was probably meant, else all that are valid there."""
     *section, name = key
-    known = [setting.key for setting in settings()]
+    known = [*(setting.key for setting in settings()), *BESIDE_SETTINGS]
+    nested = (*section, *name.split("."))
+    if len(nested) > len(key) and any(
+        len(other) >= len(nested) and _is_at(other[: len(nested)], nested) for other in known
+    ):
+        return f"in a file a key in a section goes on a line of its own: {'.'.join(nested).replace('.', ': {')}: ..."
     beside = [other[-1] for other in known if len(other) == len(key) and _is_at(other[:-1], section)]
     same_name = [other for other in known if other[-1] == name and PATTERN not in other]
     if close := difflib.get_close_matches(name, beside, n=1):
@@ -87,7 +99,7 @@ def nearest(key: Key) -> str:
     return f"valid here: {', '.join(beside)}"
 
 
-def _is_at(listed: Key, section: list[str]) -> bool:
+def _is_at(listed: Key, section: Sequence[str]) -> bool:
     """Whether a listed key stands for this one."""
     return all(one in (PATTERN, other) for one, other in zip(listed, section, strict=True))
 

@@ -85,6 +85,10 @@ def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 def _check_format(path: Path, metadata: Mapping[str, str], form: str, version: int) -> None:
     found, number = metadata.get("format"), metadata.get("format_version", "")
+    if found is None:
+        raise CheckpointError(
+            f"{path}: holds tensors, but not as qdrop writes them; expected '{form}', version '{version}'"
+        )
     if found != form or not number.isdecimal():
         raise CheckpointError(
             f"{path}: a safetensors file, but of format {found!r}, version {number!r}; expected {form!r}, version"

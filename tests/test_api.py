@@ -136,6 +136,33 @@ def test_an_unknown_key_is_named(model, images):
         qdrop.quantize(model, images, {"w_qconfig": {"bits": 3}})
 
 
+def test_a_whole_config_is_not_its_section(model, images):
+    with pytest.raises(ConfigError, match=r"holds a section quant; expected .*config\['quant'\]"):
+        qdrop.quantize(model, images, {"quant": {"w_qconfig": {"bit": 3}}})
+
+
+def test_a_quantized_model_is_refused(model, images):
+    quantized, _ = qdrop.quantize(model, images, {})
+    with pytest.raises(GraphError, match="quantized already"):
+        qdrop.quantize(quantized, images, {})
+
+
+def test_what_is_no_model_and_what_are_no_images(model, images):
+    with pytest.raises(TypeError, match=r"model is a function; expected a torch\.nn\.Module"):
+        qdrop.quantize(lambda x: x, images)
+    with pytest.raises(ValueError, match="calibration is a NoneType; expected images"):
+        qdrop.quantize(model, None)
+
+
+def test_dead_channels(images):
+    """A row of zeros, long enough to be summed up before it is searched."""
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 8, 3), nn.Flatten(), nn.LazyLinear(5)).eval()
+    model(images)
+    nn.init.zeros_(model[2].weight[3])
+    quantized, _ = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}})
+    assert quantized(images).isfinite().all()
+
+
 def test_images_that_are_not_finite(model, images):
     images[3, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="finite"):

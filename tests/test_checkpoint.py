@@ -4,6 +4,8 @@ import base64
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,12 @@ def reader():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_reader_without_a_file_tells_its_usage(tmp_path):
+    for arguments in ([], [str(tmp_path / "nowhere.safetensors")]):
+        done = subprocess.run([sys.executable, READER, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and done.stderr.startswith("usage: ")
 
 
 def information(checkpoint):

@@ -111,6 +111,20 @@ def test_run_script_tells_how_to_install(tmp_path):
     assert done.stderr == f"{python} cannot import qdrop; install it first: pip install -e {EXP.parent}\n"
 
 
+def test_the_quickstart_tells_what_is_wrong_with_an_interpreter(tmp_path):
+    script = EXP / "quickstart" / "run.sh"
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    done = run(script, python, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{python} cannot import torch or qdrop; install both first: ")
+    python.unlink()
+    python = tmp_path / "nowhere"
+    environment = {**os.environ, "QDROP_PYTHON": str(python)}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"QDROP_PYTHON={python}: there is no such program.\n")
+
+
 @functools.cache
 def graph_of(model_type, size):
     """The traced network; its weights do not matter here."""

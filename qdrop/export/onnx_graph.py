@@ -32,7 +32,7 @@ OUTPUT = "output"
 def export_onnx(
     model: fx.GraphModule,
     example: Tensor,
-    path: Path,
+    path: str | Path,
     container: Container | str = Container.NATIVE,
     record: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -61,7 +61,7 @@ def export_onnx(
     proto = to_onnx(model, example, Container(container))
     recorded = {key: json.dumps(dict(data)) for key, data in ((RECORD, record), (METRICS, metrics)) if data}
     helper.set_model_props(proto, recorded)
-    write_file(path, proto.SerializeToString())
+    write_file(Path(path), proto.SerializeToString())
     return proto
 
 

@@ -65,8 +65,8 @@ def _quantize(config: Config, out: Path) -> Result:
     device = prepare_device(config.process)
 
     # Data and the full-precision network.
+    loader = validation_loader(config.data)  # first: missing data is told before weights are downloaded
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
-    loader = validation_loader(config.data)
     images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
     check_preparation(model, config.data)
     check_network(model, images[:2], num_classes(config.data))

@@ -1,5 +1,6 @@
 """Reconstruction of a network: its units one after the other, each value passing through them once."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.solver.step import Compiler
 from qdrop.solver.storage import Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
+
+log = logging.getLogger("qdrop")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def reconstruct(
         CacheError: If memory ran out and there is no place further away.
         OSError: If values are to be kept on disk and there is no room.
     """
+    if config.precision == "tf32" and device.type != "cuda":
+        log.warning("recon.precision = tf32 needs a GPU: computed in float32")
     parts = segments(model, plan)
     storage = Storage(config.cache, device, config.keep_gpu, scratch)
     walk = _Walk(config, seed, device, storage, Compiler(config.compile), watch)

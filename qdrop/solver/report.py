@@ -187,7 +187,9 @@ def _imagenet(exp: Path, published: dict[str, Any]) -> Iterator[str]:
             for found in results:
                 r = found.result
                 ours = f"{r.top1:.2f} | {r.top1_full:.2f} | {r.top1_nearest:.2f} | {found.setting}, seed {r.seed}"
-                yield f"| {bits.upper()} | `{' '.join([command, *found.changes])}` | {figure:.2f} | {ours} |"
+                weights = [] if found.config.model.path == "auto" else ["model.path=..."]
+                shown = " ".join([command, *weights, *found.changes])
+                yield f"| {bits.upper()} | `{shown}` | {figure:.2f} | {ours} |"
 
 
 def _cifar(exp: Path, published: dict[str, Any]) -> Iterator[str]:

@@ -191,7 +191,11 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OSError: If another process runs in it, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"{error.strerror}: no run folder can be made there; set process.out to another one"
+        raise OSError(error.errno, told, str(folder)) from error
     with (folder / ".lock").open("a") as file:
         _lock(file, folder)
         yield

@@ -10,7 +10,15 @@ from benchmarks.study import FAST, PUBLISHED, measurement, name_of
 from qdrop.config import PRESETS
 from qdrop.solver.command import parse_args
 
-ARGS = Namespace(quick=False, iters=[300], seeds=[1, 2], bits=["W2A4", "W2A2"], schedules=["rounding 3e-2", "batch 64"])
+ARGS = Namespace(
+    data="../data",
+    weights="net.pth",
+    quick=False,
+    iters=[300],
+    seeds=[1, 2],
+    bits=["W2A4", "W2A2"],
+    schedules=["rounding 3e-2", "batch 64"],
+)
 
 
 def test_an_interrupted_study_keeps_what_is_finished_and_goes_on_from_there(tmp_path, monkeypatch):

@@ -110,7 +110,9 @@ def test_weights_only(tmp_path):
         (["quant.calibrate=5000"], "5000"),
         (["quant.overrides[layer9.*].w_bit=4"], "layer9.*"),
         (["model.kwargs.num_classes=7", "model.path=null"], "7"),
-        (["process.out=/proc/none"], "/proc/none"),
+        (["process.out=/proc/none"], "set process.out to another one: '/proc/none'"),
+        ([f"process.out={__file__}"], "File exists: no run folder can be made there"),
+        (["data.type=imagenet", "model.type=resnet18", "model.path=auto", "data.path=/nowhere"], "/nowhere"),
     ],
 )
 def test_a_mistake_is_told_in_words_and_fails(overrides, told, tmp_path, caplog):

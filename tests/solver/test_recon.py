@@ -496,3 +496,9 @@ def test_stops_within_a_hundred_iterations():
         reconstruct_unit(unit, inputs, target, config, torch.Generator().manual_seed(0), watch=steps.append)
     assert len(steps) < 101
     assert not any(q.active or q.drop for q in quantizers(unit))
+
+
+def test_tf32_on_a_cpu_is_announced(caplog):
+    graph, plan = quantized(network("residual"))
+    next(iter(reconstruct(graph, plan, images(), replace(CONFIG, precision="tf32"), 0, CPU)))
+    assert "recon.precision = tf32 needs a GPU" in caplog.text
