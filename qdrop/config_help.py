@@ -86,10 +86,9 @@ def nearest(key: Key) -> str:
     *section, name = key
     known = [*(setting.key for setting in settings()), *BESIDE_SETTINGS]
     nested = (*section, *name.split("."))
-    if len(nested) > len(key) and any(
-        len(other) >= len(nested) and _is_at(other[: len(nested)], nested) for other in known
-    ):
-        return f"in a file a key in a section goes on a line of its own: {'.'.join(nested).replace('.', ': {')}: ..."
+    starts = (other[: len(nested)] for other in known)
+    if len(nested) > len(key) and any(len(start) == len(nested) and _is_at(start, nested) for start in starts):
+        return f"in a file, write {': {'.join(nested)}: ...{'}' * (len(nested) - 1)}"
     beside = [other[-1] for other in known if len(other) == len(key) and _is_at(other[:-1], section)]
     same_name = [other for other in known if other[-1] == name and PATTERN not in other]
     if close := difflib.get_close_matches(name, beside, n=1):

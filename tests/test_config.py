@@ -222,8 +222,8 @@ process: {device: tpu}
         ("quant: {zzz: 3}", "quant.zzz: unknown key; valid here: a_qconfig, w_qconfig, calibrate, "),
         ("zzz: 3", "zzz: unknown key; valid here: quant, model, data, process, base"),
         ("quant: {recon: {presets: fast}}", "quant.recon.presets: unknown key; did you mean quant.recon.preset?"),
-        ("quant.recon.iters: 3", "goes on a line of its own: quant: {recon: {iters: ..."),
-        ("quant: {overrides.a.w_bit: 3}", "goes on a line of its own: quant: {overrides: {a: {w_bit: ..."),
+        ("quant.recon.iters: 3", "unknown key; in a file, write quant: {recon: {iters: ...}}"),
+        ("quant: {overrides.a.w_bit: 3}", "unknown key; in a file, write quant: {overrides: {a: {w_bit: ...}}}"),
         ("quant: {overrides: {a.b: {w_bits: 3}}}", "did you mean quant.overrides.a.b.w_bit?"),
         ("data: {input_size: 300}", "data: input_size 300 cannot be cropped from test_resize 256: "),
         (

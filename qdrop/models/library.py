@@ -46,7 +46,8 @@ def torchvision_network(
     weights = getattr(models.get_model_weights(name), "DEFAULT", None)
     if weights is None:
         raise _without_weights(f"torchvision:{name}")
-    info = download(weights.url, hub_folder() / Path(weights.url).name, checked=True)
+    file = hub_folder() / Path(weights.url).name
+    info = download(weights.url, file, sha256=file.stem.rpartition("-")[2])  # as in resnet18-f37072fd.pth
     read_state_dict(Path(info.path))  # refuses what holds more than tensors, as torchvision itself does not
     return models.get_model(name, weights=weights, **kwargs), info
 

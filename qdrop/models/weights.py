@@ -99,14 +99,13 @@ def hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def download(url: str, target: Path, checked: bool = False) -> WeightsInfo:
+def download(url: str, target: Path, sha256: str | None = None) -> WeightsInfo:
     """Download `url` to `target`, unless that file exists; it appears under its name only once complete.
 
     Args:
         url: address of the checkpoint.
         target: the file to write.
-        checked: whether the name ends in the first digits of the checksum, as those of PyTorch do
-            (`resnet18-f37072fd.pth`), which the file must then have.
+        sha256: the first digits of the checksum that what is downloaded must have; None: any.
 
     Raises:
         WeightsError: there is no network, no such address, no room, or the checksum is another.
@@ -115,8 +114,7 @@ def download(url: str, target: Path, checked: bool = False) -> WeightsInfo:
         logger.info("downloading %s to %s", url, target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            digits = target.stem.rpartition("-")[2] if checked else None
-            torch.hub.download_url_to_file(url, str(target), hash_prefix=digits, progress=True)
+            torch.hub.download_url_to_file(url, str(target), hash_prefix=sha256, progress=True)
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"{target.name} could not be downloaded from {url} ({error}); "
