@@ -87,7 +87,8 @@ def iterations(
     stream = Batches(inputs, target, device).stream(draws)
     work = _inputs(stream, masks_needed(unit), config, generator, device)
 
-    with quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
+    # Closing the work also ends the batches on their way.
+    with closing(work), quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
         first = next(work)
         gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
         try:
@@ -105,7 +106,6 @@ def iterations(
                     _check_finite(error + penalty, iteration)
                 yield Step(iteration, error, penalty)
         finally:
-            work.close()  # and with it the batches on their way
             for parameter in [*roundings, *scales]:
                 parameter.grad = None  # a CUDA graph's memory
 
