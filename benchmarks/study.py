@@ -4,12 +4,14 @@ What a study is of is a :class:`Study`; running it, and its tables and plot, are
 """
 
 import argparse
+import json
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import qdrop
-from benchmarks.common import COLORS, HERE, Outcome, Record, Table, arguments, axes
+from benchmarks.common import COLORS, HERE, QUICK, Outcome, Record, Table, arguments, axes
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
+from qdrop.files import write_file
 from qdrop.models import build_model
 from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
@@ -113,6 +116,11 @@ def name_of(key: Key, what: str) -> str:
     return f"{bits}.{schedule}.{iters}.seed{seed}.{what}"
 
 
+def figures_of(key: Key, agrees: float, top1: float) -> dict[str, float]:
+    """The figures of one run by name."""
+    return {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
+
+
 def key_of(name: str) -> tuple[Key, str]:
     """The run that a figure of this name is of, and what it is."""
     bits, schedule, iters, seed, what = name.rsplit(".", 4)
@@ -120,9 +128,15 @@ def key_of(name: str) -> tuple[Key, str]:
 
 
 def recorded(name: str) -> dict[str, float]:
-    """Figures of the runs on record; none if there is no record."""
-    path = HERE / "results" / f"{name}.json"
-    return dict(Record.read(path).figures) if path.exists() else {}
+    """Figures of the runs on record, and of those that a study which was killed had finished."""
+    path, left = HERE / "results" / f"{name}.json", unfinished(name)
+    figures = dict(Record.read(path).figures) if path.exists() else {}
+    return figures | (json.loads(left.read_text(encoding="utf-8")) if left.exists() else {})
+
+
+def unfinished(name: str) -> Path:
+    """Where the figures of a study are kept until it ends."""
+    return QUICK / f"{name}-unfinished.json"
 
 
 def of_seeds(figures: dict[str, float], group: Group, what: str) -> list[float]:
@@ -186,25 +200,32 @@ def outcome(study: Study, figures: dict[str, float], args: argparse.Namespace) -
 
 
 def measurement(study: Study) -> Callable[[argparse.Namespace], Outcome]:
-    """What is not on record of every schedule, number of iterations and seed; a few iterations if `args.quick`."""
+    """What a benchmark of a study does with its arguments."""
+    return lambda args: quick(study.small(), args) if args.quick else whole(study, args)
 
-    def measure(args: argparse.Namespace) -> Outcome:
-        figures: dict[str, float] = {}
-        chosen = study
-        if args.quick:
-            chosen = study.small()
-            planned = [("W2A4", schedule, 20, 1) for schedule in list(study.schedules)[:2]]
-        else:
-            every = product(args.iters, args.seeds, args.bits, args.schedules)
-            figures = recorded(study.name)
-            keys = ((bits, schedule, iters, seed) for iters, seed, bits, schedule in every)
-            planned = [key for key in keys if name_of(key, "top1") not in figures]
-        with suppress(KeyboardInterrupt):  # what is finished by then is recorded
-            for key, agrees, top1 in runs(chosen, args, planned):
-                figures |= {name_of(key, "agreement"): agrees, name_of(key, "top1"): top1}
-        return outcome(chosen, figures, args)
 
-    return measure
+def quick(study: Study, args: argparse.Namespace) -> Outcome:
+    """A few iterations of two schedules."""
+    planned = [("W2A4", schedule, 20, 1) for schedule in list(study.schedules)[:2]]
+    figures: dict[str, float] = {}
+    for run in runs(study, args, planned):
+        figures |= figures_of(*run)
+    return outcome(study, figures, args)
+
+
+def whole(study: Study, args: argparse.Namespace) -> Outcome:
+    """What is not on record of every schedule, number of iterations and seed; what is finished is not lost."""
+    figures, kept = recorded(study.name), unfinished(study.name)
+    every = product(args.iters, args.seeds, args.bits, args.schedules)
+    keys = ((bits, schedule, iters, seed) for iters, seed, bits, schedule in every)
+    planned = [key for key in keys if name_of(key, "top1") not in figures]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(KeyboardInterrupt):
+        for run in runs(study, args, planned):
+            figures |= figures_of(*run)
+            write_file(kept, json.dumps(figures))
+    kept.unlink(missing_ok=True)
+    return outcome(study, figures, args)
 
 
 def parser(doc: str, study: Study) -> argparse.ArgumentParser:

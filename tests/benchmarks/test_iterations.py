@@ -3,6 +3,8 @@
 from argparse import Namespace
 from dataclasses import replace
 
+import pytest
+
 from benchmarks import iterations_mobilenetv2, study
 from benchmarks.common import HERE, Record
 from benchmarks.iterations import STUDY
@@ -31,6 +33,7 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on_from_there(tmp_
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "QUICK", tmp_path / "runs")
     monkeypatch.setattr(study, "runs", runs)
     first = measurement(STUDY)(ARGS)
     assert len(planned[0]) == 8 and len(first.figures) == 6
@@ -41,6 +44,26 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on_from_there(tmp_
     schedules, factors = second.tables
     assert [row[1] for row in schedules.rows] == ["rounding 3e-2"] * 2
     assert {row[1] for row in factors.rows} == {"rounding 3e-2", "batch 64"}
+
+
+def test_a_killed_study_loses_no_run(tmp_path, monkeypatch):
+    planned = []
+
+    def runs(study, args, keys):
+        planned.append(keys)
+        yield keys[0], 80.0, 70.0
+        if len(planned) == 1:
+            raise SystemExit("killed")
+
+    monkeypatch.setattr(study, "HERE", tmp_path)
+    monkeypatch.setattr(study, "QUICK", tmp_path / "runs")
+    monkeypatch.setattr(study, "runs", runs)
+    with pytest.raises(SystemExit):
+        measurement(STUDY)(ARGS)
+    outcome = measurement(STUDY)(ARGS)
+    assert planned[1] == planned[0][1:]
+    assert len(outcome.figures) == 4
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_each_factor_is_one_setting_of_the_fast_schedule():
