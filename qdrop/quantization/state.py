@@ -35,16 +35,16 @@ def adarounds(model: nn.Module) -> list[AdaRoundFakeQuantize]:
 
 
 @contextmanager
-def _holding(modules: Iterable[nn.Module], attribute: str, value: Any) -> Iterator[None]:
-    """Set `attribute` of every module to `value`; on the way out, also after an exception, restore it."""
-    before = [(module, getattr(module, attribute)) for module in modules]
+def holding(things: Iterable[Any], attribute: str, value: Any) -> Iterator[None]:
+    """Set `attribute` of every thing to `value`; on the way out, also after an exception, restore it."""
+    before = [(thing, getattr(thing, attribute)) for thing in things]
     try:
-        for module, _ in before:
-            setattr(module, attribute, value)
+        for thing, _ in before:
+            setattr(thing, attribute, value)
         yield
     finally:
-        for module, was in before:
-            setattr(module, attribute, was)
+        for thing, was in before:
+            setattr(thing, attribute, was)
 
 
 @contextmanager
@@ -77,8 +77,8 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 def quantizing(model: nn.Module, weights: bool = True, activations: bool = True) -> Iterator[None]:
     """Inside: weights and activations are on their grids, each as asked, whatever was on before."""
     with (
-        _holding(quantizers(model, Kind.WEIGHT), "active", weights),
-        _holding(quantizers(model, Kind.ACTIVATION), "active", activations),
+        holding(quantizers(model, Kind.WEIGHT), "active", weights),
+        holding(quantizers(model, Kind.ACTIVATION), "active", activations),
     ):
         yield
 
@@ -86,12 +86,12 @@ def quantizing(model: nn.Module, weights: bool = True, activations: bool = True)
 @contextmanager
 def dropping(model: nn.Module, drop: Drop) -> Iterator[None]:
     """Inside: each quantized activation is kept with probability `drop.prob`, else full precision."""
-    with _holding(quantizers(model, Kind.ACTIVATION), "drop", drop):
+    with holding(quantizers(model, Kind.ACTIVATION), "drop", drop):
         yield
 
 
 @contextmanager
 def learning_rounding(model: nn.Module) -> Iterator[None]:
     """Inside: AdaRound weights use their soft, differentiable rounding."""
-    with _holding(adarounds(model), "learning", True):
+    with holding(adarounds(model), "learning", True):
         yield

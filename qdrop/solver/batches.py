@@ -116,8 +116,7 @@ class Batches:
         """Rows in their own type on the device: transferred as they are stored, converted there."""
         if value.device == self._device:
             return value[rows]
-        on_host = value.device.type == "cpu"
-        return value.read(rows, pin=on_host).to(self._device, non_blocking=True).to(value.dtype)
+        return value.read(rows, pin=True).to(self._device, non_blocking=True).to(value.dtype)
 
 
 def _stored(value: Value) -> Stored:

@@ -1,12 +1,13 @@
 """The arithmetic of convolutions and matrix products on a GPU."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from qdrop.config import ReconConfig
+from qdrop.quantization.state import holding
 
 
 @contextmanager
@@ -19,14 +20,11 @@ def layer_arithmetic(recon: ReconConfig | None) -> Iterator[None]:
     allowed = recon is not None and recon.precision == "tf32"
     cudnn: Any = torch.backends.cudnn  # mypy knows only some of its parts
     products = torch.backends.cuda.matmul
-    with ExitStack() as stack:
-        stack.enter_context(_set(cudnn, "benchmark", True))
-        if _older_interface():
-            for part in (cudnn, products):
-                stack.enter_context(_set(part, "allow_tf32", allowed))
-        else:
-            for part in (cudnn.conv, cudnn.rnn, products):
-                stack.enter_context(_set(part, "fp32_precision", "tf32" if allowed else "ieee"))
+    if _older_interface():
+        arithmetic = holding((cudnn, products), "allow_tf32", allowed)
+    else:
+        arithmetic = holding((cudnn.conv, cudnn.rnn, products), "fp32_precision", "tf32" if allowed else "ieee")
+    with holding((cudnn,), "benchmark", True), arithmetic:
         yield
 
 
@@ -40,14 +38,3 @@ def _older_interface() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-@contextmanager
-def _set(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside: an attribute has another value."""
-    before = getattr(holder, name)
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)

@@ -133,14 +133,15 @@ class _Walk:
             full = self.run(part, [cache[name].full for name in part.inputs])
         if learns:
             inputs = cache[part.inputs[0]]
-            before = self.distance(part, inputs.quantized, full[0])
+            with quantizing(part.module):
+                before = self.distance(part.module, inputs.quantized, full[0])
             flipped = self.learn(part, inputs, full[0])
             del inputs  # the cache alone decides how long they are kept
         cache.forget_full(index)
         with quantizing(part.module):
             rounded = self.run(part, [cache[name].quantized for name in part.inputs])
         if learns:
-            after = self.difference(rounded[0], full[0])
+            after = self.distance(nn.Identity(), rounded[0], full[0])
         cache.advance(index, part, full, rounded)
         give_back_freed_memory()
         if part.unit is None or done is not None:
@@ -156,30 +157,18 @@ class _Walk:
         size = self.config.batch_size
         return self.storage.survive(lambda: run_all(part.module, inputs, size, self.device, self.storage))
 
-    def distance(self, part: Segment, quantized: Value, full: Value) -> float:
-        """Reconstruction loss of a segment as it stands, over all images, without keeping its output."""
+    def distance(self, module: Callable[[Tensor], Tensor], inputs: Value, target: Value) -> float:
+        """Reconstruction loss over all images of what a module makes of its inputs, without keeping that."""
 
         def measure() -> float:
             total = 0.0
-            for rows in _slices(len(full), self.config.batch_size):
-                out = part.module(quantized[rows].to(self.device))
-                total += float(reconstruction_loss(out, full[rows].to(self.device))) * len(out)
-            return total / len(full)
+            for rows in _slices(len(target), self.config.batch_size):
+                out = module(inputs[rows].to(self.device))
+                total += float(reconstruction_loss(out, target[rows].to(self.device))) * len(out)
+            return total / len(target)
 
-        with quantizing(part.module), torch.no_grad():
+        with torch.no_grad():
             return self.storage.survive(measure)
-
-    def difference(self, out: Value, target: Value) -> float:
-        """Reconstruction loss between two cached outputs `[N, C, ...]`."""
-
-        def measure() -> float:
-            total = 0.0
-            for rows in _slices(len(out), self.config.batch_size):
-                ours = out[rows].to(self.device)
-                total += float(reconstruction_loss(ours, target[rows].to(self.device))) * len(ours)
-            return total / len(out)
-
-        return self.storage.survive(measure)
 
     def learn(self, part: Segment, inputs: Pair, target: Value) -> float:
         """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""

@@ -215,11 +215,9 @@ def _warm_up(compiled: Callable[..., Any], values: list[Tensor], example: Inputs
 
     All of that here, where an error means to go on without.
     """
-    if not example.full.is_cuda:
-        compiled(values, example.tensors())
-        return
-    torch.cuda.empty_cache()  # the graph has memory of its own, and cannot take what tracing has left in the cache
-    for _ in range(3):
+    if example.full.is_cuda:
+        torch.cuda.empty_cache()  # the graph has memory of its own, and cannot take what tracing has left in the cache
+    for _ in range(3 if example.full.is_cuda else 1):
         _call(compiled, values, example)
 
 

@@ -104,7 +104,7 @@ class Stored:
         self._release()
 
     def read(self, rows: Rows, pin: bool = False) -> Tensor:
-        """As indexing, but in the storage's type; `pin`: in page-locked memory, if rows are given by number."""
+        """As indexing, but in the storage's type; `pin`: page-locked, if rows in main memory are given by number."""
         if isinstance(rows, slice):
             found = self._tensor[rows]
             found = found if self._file is None else found.clone()
@@ -114,7 +114,7 @@ class Stored:
                 dtype=self._tensor.dtype,
                 device=self.device,
                 memory_format=self.layout,
-                pin_memory=pin,
+                pin_memory=pin and self.device.type == "cpu",
             )
             # Along memory: selecting from channels-last values as they are takes ten times as long.
             source, target = (in_memory_order(t, self._tensor) for t in (self._tensor, found))

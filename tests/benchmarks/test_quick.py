@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from real_data import real_folder
 
 ROOT = Path(__file__).parents[2]
 CIFAR = ("cifar10", "cifar10/weights/resnet20.safetensors")
@@ -20,16 +20,12 @@ def real_data(name):
     """The arguments that name the data of a benchmark."""
     if name not in DATA:
         return []
-    if "QDROP_DATA" not in os.environ:
-        pytest.skip("QDROP_DATA is not set: the folder that holds cifar10/ and imagenet/")
-    data, weights = (Path(os.environ["QDROP_DATA"]).resolve() / path for path in DATA[name])
+    data, weights = (real_folder() / path for path in DATA[name])
     return ["--data", str(data), "--weights", str(weights)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["calibration", "depth", "end_to_end", "inference", "memory", "step", *DATA], ids=lambda name: name
-)
+@pytest.mark.parametrize("name", ["calibration", "depth", "end_to_end", "inference", "memory", "step", *DATA])
 def test_quick(name, tmp_path):
     if name == "inference":
         pytest.importorskip("onnxruntime")

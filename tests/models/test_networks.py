@@ -1,11 +1,9 @@
 """The networks against the published layouts, golden logits, golden order of execution, and real weights."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from golden import GOLDEN_MODELS, fill_by_rule, golden_images, load_fixture
+from real_data import real_folder
 from torch import fx, nn
 
 from qdrop.models import BUILDERS, build_model
@@ -93,9 +91,7 @@ def test_width_of_the_digits_network():
     ],
 )
 def test_real_weights_load(model_type, file, size):
-    if "QDROP_DATA" not in os.environ:
-        pytest.skip("QDROP_DATA is not set: the folder that holds cifar10/ and imagenet/")
-    path = Path(os.environ["QDROP_DATA"]) / file
+    path = real_folder() / file
     random_last = list(build_model(model_type).parameters())[-1]
     model = build_model(model_type, path=str(path))
     assert not torch.equal(list(model.parameters())[-1], random_last)
