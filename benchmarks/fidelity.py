@@ -9,6 +9,7 @@ is left between the two is what one seed differs from another. Needs real data:
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -26,6 +27,7 @@ from qdrop.solver.accuracy import accuracy
 from qdrop.solver.cache import Pair, Value
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
 from qdrop.solver.loss import RoundingSchedule
+from qdrop.solver.report import mean_and_spread
 
 
 def reconstruct_plainly(
@@ -69,12 +71,16 @@ def measure(args: argparse.Namespace) -> Outcome:
                 quantized, _ = qdrop.quantize(network, images, settings, seed=seed)
             figures[f"seed{seed}.{name}.top1"] = accuracy(quantized, loader, torch.device("cpu"))
             print(seed, name, f"{figures[f'seed{seed}.{name}.top1']:.2f}", flush=True)
-    rows = tuple(
-        (str(seed), f"{figures[f'seed{seed}.qdrop.top1']:.2f}", f"{figures[f'seed{seed}.plain.top1']:.2f}")
-        for seed in seeds
-    )
     caption = f"ResNet-20 at W2A4, {iters:,} iterations of the published schedule, top-1 in percent."
-    return Outcome(figures, (Table(caption, ("seed", "qdrop", "plain"), rows),))
+    return Outcome(figures, (Table(caption, ("seed", "qdrop", "plain", "difference"), rows(figures, seeds)),))
+
+
+def rows(figures: Mapping[str, float], seeds: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """A row for each seed, and their mean and spread: a seed draws the images, so only differences within it count."""
+    ours, plainly = ([figures[f"seed{seed}.{name}.top1"] for seed in seeds] for name in ("qdrop", "plain"))
+    columns = (ours, plainly, [a - b for a, b in zip(ours, plainly, strict=True)])
+    each = [(str(seed), *(f"{column[i]:.2f}" for column in columns)) for i, seed in enumerate(seeds)]
+    return (*each, ("all", *(mean_and_spread(column) for column in columns)))
 
 
 def parser() -> argparse.ArgumentParser:

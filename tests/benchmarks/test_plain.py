@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import images, network, quantized
 
-from benchmarks.fidelity import reconstruct_plainly
+from benchmarks.fidelity import reconstruct_plainly, rows
 from benchmarks.plain_step import plain, plain_step
 from qdrop.config import ReconConfig
 from qdrop.quantization.convert import segments
@@ -52,3 +52,12 @@ def test_plain_reconstruction_lowers_the_error(iters):
     flipped = sum(int((q.levels != old).sum()) for q, old in zip(adarounds(unit), nearest, strict=True))
     assert share == pytest.approx(flipped / sum(old.numel() for old in nearest)) and share > 0
     assert error() < before
+
+
+def test_the_table_compares_within_each_seed():
+    figures = {"seed1.qdrop.top1": 78.0, "seed1.plain.top1": 78.5, "seed2.qdrop.top1": 76.0, "seed2.plain.top1": 76.5}
+    assert rows(figures, [1, 2]) == (
+        ("1", "78.00", "78.50", "-0.50"),
+        ("2", "76.00", "76.50", "-0.50"),
+        ("all", "77.00 ± 1.41", "77.50 ± 1.41", "-0.50 ± 0.00"),
+    )
