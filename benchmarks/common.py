@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from qdrop.solver.memory import keep_freed_memory
+from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.run_folder import revision
 
@@ -187,10 +187,9 @@ def main(
         return 1
     args.device = torch.device(args.device)
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # likewise, for all candidates alike
 
     started = time.perf_counter()
-    with layer_arithmetic(None):  # as a run does
+    with layer_arithmetic(None), keeping_freed_memory():  # as a run does, for all candidates alike
         outcome = measure(args)
     seconds = time.perf_counter() - started
     for table in outcome.tables:

@@ -18,6 +18,7 @@ from qdrop.quantization.graph import GraphError, trace
 from qdrop.quantization.plan import Plan, make_plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.calibrate import calibrate
+from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import UnitReport, reconstruct
@@ -92,7 +93,7 @@ def quantize(
         tensor.data = tensor.data.clone()  # the model may be trained on, or loaded anew
     batch_size = recon.batch_size if recon else 32
     units: tuple[UnitReport, ...] = ()
-    with layer_arithmetic(recon):
+    with layer_arithmetic(recon), keeping_freed_memory():
         calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
         if recon is not None:
             with UnitProgress(len(plan.units), recon.iters) as progress:

@@ -80,43 +80,56 @@ class _FakeQuantize(torch.autograd.Function):
     published method. Where `keep` is 0 the input passes untouched, and with it its
     gradient.
 
-    Written as one function: autograd would keep some ten tensors of the input's size where two are enough, what is
-    kept but outside the range, and the derivative for `s`.
+    Written as one function: autograd would keep some ten tensors of the input's size where two are enough, the
+    rounded steps, which tell whether the gradient passes, and the derivative for `s`. A value that is not kept counts
+    as one step above the lowest: that is inside, with a derivative for `s` of 0.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Mask | None
     ) -> Tensor:
-        step, zero = _scalar(scale), _scalar(zero_point)
+        step, lo, span = _scalar(scale), qmin - _number(zero_point), qmax - qmin
+        within = torch.as_tensor(lo + 1, dtype=scale.dtype)
 
         def work(x: Tensor, *others: Tensor) -> None:
-            *numbers, out, outside, slope_scale = others
-            steps = x / step
-            rounded = steps.round().add_(zero)
-            level = rounded.clamp(qmin, qmax).sub_(zero)
-            kept = torch.ones_like(steps) if keep is None else keep.choose(*numbers)
-            inside = torch.ops.aten.hardtanh_backward(kept, rounded, qmin, qmax)  # 0 at and beyond the ends
-            torch.sub(kept, inside, out=outside)
-            torch.mul(level, step, out=out)
-            # A mix is exact where `kept` is 0 and where it is 1, and far faster than `where` on a CPU.
-            torch.lerp(x, out, kept, out=out)
-            torch.addcmul(level.mul_(kept), steps, inside, value=-1, out=slope_scale)
+            *numbers, out, rounded, slope_scale = others
+            steps = torch.div(x, step, out=out)
+            kept = None if keep is None else keep.choose(*numbers)
+            if kept is not None:
+                # A mix is exact where `kept` is 0 and where it is 1, and far faster than `where` on a CPU.
+                steps = torch.lerp(within, steps, kept, out=slope_scale)
+            torch.round(steps, out=rounded)
+            inside = _within(steps, rounded, lo, span)
+            level = torch.clamp(rounded, lo, lo + span, out=out)
+            torch.sub(level, inside, out=slope_scale)
+            level.mul_(step)
+            if kept is not None:
+                torch.lerp(x, out, kept, out=out)
 
         numbers = () if keep is None else (keep.numbers,)
-        out, outside, slope_scale = _results(work, scale, 3, x, *numbers)
-        ctx.save_for_backward(outside, slope_scale, scale)
+        out, rounded, slope_scale = _results(work, scale, 3, x, *numbers)
+        ctx.save_for_backward(rounded, slope_scale, scale, zero_point)
+        ctx.qmin, ctx.span = qmin, span
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        outside, slope_scale, scale = ctx.saved_tensors
+        rounded, slope_scale, scale, zero_point = ctx.saved_tensors
+        passing = _within(grad, rounded, ctx.qmin - _number(zero_point), ctx.span)
         grad_scale = grad_zero_point = None
         if ctx.needs_input_grad[1]:
             grad_scale = _sum_of_product(grad, slope_scale, scale)
         if ctx.needs_input_grad[2]:
-            grad_zero_point = (grad * outside * -scale).sum_to_size(scale.shape)
-        return torch.addcmul(grad, grad, outside, value=-1), grad_scale, grad_zero_point, None, None, None
+            grad_zero_point = ((passing - grad) * scale).sum_to_size(scale.shape)
+        return passing, grad_scale, grad_zero_point, None, None, None
+
+
+def _within(values: Tensor, rounded: Tensor, lo: Tensor | float, span: int) -> Tensor:
+    """`values` where `rounded` is strictly between `lo` and `lo + span`, else 0; `values` in the shape of `rounded`."""
+    if isinstance(lo, Tensor):
+        rounded, lo = rounded - lo, 0.0
+    return torch.ops.aten.hardtanh_backward(values, rounded, lo, lo + span)
 
 
 def _sum_of_product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -162,6 +175,13 @@ def fake_quantize(
 def _scalar(value: Tensor) -> Tensor:
     """A single value without axes, which broadcasts to any shape, a block of a tensor too; others as they are."""
     return value.reshape(()) if value.numel() == 1 else value
+
+
+def _number(value: Tensor) -> Tensor | float:
+    """A single value as a number, where reading it does not wait for a GPU or end a graph; others as :func:`_scalar`."""
+    if value.numel() == 1 and value.device.type == "cpu" and not is_traced():
+        return value.item()
+    return _scalar(value)
 
 
 def _results(function: Callable[..., None], scale: Tensor, count: int, *tensors: Tensor) -> list[Tensor]:

@@ -25,7 +25,7 @@ from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.imagenet_util import calibration_images, check_preparation, num_classes, validation_loader
-from qdrop.solver.memory import keep_freed_memory, peak_memory_mb
+from qdrop.solver.memory import keeping_freed_memory, peak_memory_mb
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import reconstruct
@@ -144,9 +144,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     """Entry point of the command line; returns the exit status."""
 
     def work() -> None:
-        keep_freed_memory()
         config, file = parse_args(argv, prog)
-        run(config, run_folder(config, file))
+        with keeping_freed_memory():
+            run(config, run_folder(config, file))
 
     return exit_status(work)
 

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,10 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 """Which of them this process is in."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3), as its malloc.h numbers them."""
+_FOR_LARGE_TENSORS = 1 << 30
+"""Bytes; a threshold above the activations of a step, and below much of what is cached for all images."""
+_LARGEST_BY_ITSELF = 32 << 20
+"""Bytes; how far glibc raises its threshold by itself, on a system of 64 bits."""
 
 _WITHOUT_A_TYPE = ("defaultcpuallocator", "not enough memory", "out of memory", "alloc_failed")
 """What errors say for which torch has no type: a CPU's, page-locked memory, cuBLAS, cuDNN, CUDA graphs, Triton."""
@@ -39,15 +44,22 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what it frees, up to 2 GB, for the whole process; where it is not glibc, do nothing.
+@contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Inside: the C library keeps what it frees, up to 2 GB; where it is not glibc, nothing changes.
 
     By default a large tensor's memory goes back to the system when it is freed and comes back zeroed, page by page:
-    in an iteration that allocates and frees the same activations again, up to a fifth of the time.
+    in an iteration that allocates and frees the same activations again, up to two fifths of the time.
+
+    What was set before cannot be read. After the scope it is what glibc comes to by itself in a process with tensors
+    of that size, and what was kept is returned.
     """
-    if (mallopt := _of_c_library("mallopt")) is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    _set_thresholds(_FOR_LARGE_TENSORS, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        _set_thresholds(_LARGEST_BY_ITSELF, 2 * _LARGEST_BY_ITSELF)
+        give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:
@@ -57,6 +69,14 @@ def give_back_freed_memory() -> None:
     """
     if (malloc_trim := _of_c_library("malloc_trim")) is not None:
         malloc_trim(0)
+
+
+def _set_thresholds(mmap: int, trim: int) -> None:
+    """From how many bytes a block is of the system's, and how many at the end of the others are kept when free."""
+    if (mallopt := _of_c_library("mallopt")) is not None:
+        if not mallopt(_M_MMAP_THRESHOLD, mmap):
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)  # all that glibc before 2.35 takes
+        mallopt(_M_TRIM_THRESHOLD, trim)
 
 
 def _of_c_library(name: str) -> Callable[..., object] | None:
