@@ -177,8 +177,8 @@ def _scalar(value: Tensor) -> Tensor:
     return value.reshape(()) if value.numel() == 1 else value
 
 
-def _number(value: Tensor) -> Tensor | float:
-    """A single value as a number, where reading it does not wait for a GPU or end a graph; others as :func:`_scalar`."""
+def _number(value: Tensor) -> Any:  # a Tensor or a float: `clamp` takes either, in its type hints not their union
+    """A single value as a number, where reading that neither waits for a GPU nor ends a graph; else :func:`_scalar`."""
     if value.numel() == 1 and value.device.type == "cpu" and not is_traced():
         return value.item()
     return _scalar(value)
