@@ -25,6 +25,7 @@ from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import num_classes, validation_loader
 from qdrop.solver.main_imagenet import prepare_device
+from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
 
 ALWAYS = (
@@ -174,7 +175,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     overrides = [*([] if args.data is None else [f"data.path={args.data}"]), *args.overrides]
 
     def work() -> None:
-        top1, images, config = evaluate(args.file, overrides)
+        with keeping_freed_memory():
+            top1, images, config = evaluate(args.file, overrides)
         print(f"{args.file}: top-1 {top1:.2f} on {images:,} images of {config.data.name or config.data.type}")
 
     return exit_status(work)
