@@ -75,7 +75,7 @@ def _set_thresholds(mmap: int, trim: int) -> None:
     """From how many bytes a block is of the system's, and how many at the end of the others are kept when free."""
     if (mallopt := _of_c_library("mallopt")) is not None:
         if not mallopt(_M_MMAP_THRESHOLD, mmap):
-            mallopt(_M_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)  # all that glibc before 2.35 takes
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)  # all that older versions of glibc take
         mallopt(_M_TRIM_THRESHOLD, trim)
 
 
