@@ -90,7 +90,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Mask | None
     ) -> Tensor:
         step, lo, span = _scalar(scale), qmin - _number(zero_point), qmax - qmin
-        within = torch.as_tensor(lo + 1, dtype=scale.dtype)
+        inner = torch.as_tensor(lo + 1, dtype=scale.dtype)
 
         def work(x: Tensor, *others: Tensor) -> None:
             *numbers, out, rounded, slope_scale = others
@@ -98,7 +98,7 @@ class _FakeQuantize(torch.autograd.Function):
             kept = None if keep is None else keep.choose(*numbers)
             if kept is not None:
                 # A mix is exact where `kept` is 0 and where it is 1, and far faster than `where` on a CPU.
-                steps = torch.lerp(within, steps, kept, out=slope_scale)
+                steps = torch.lerp(inner, steps, kept, out=slope_scale)
             torch.round(steps, out=rounded)
             inside = _within(steps, rounded, lo, span)
             level = torch.clamp(rounded, lo, lo + span, out=out)

@@ -21,7 +21,6 @@ from qdrop.config import ActivationQConfig, Config
 from qdrop.config_io import ConfigError
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.main_imagenet import run
-from qdrop.solver.memory import keeping_freed_memory
 
 SETTINGS = ((4, 4), (3, 3), (2, 4), (2, 2))
 """Bits of weights and activations, as in the paper's tables."""
@@ -115,8 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
         out = run_folder(config, file)
         out = out if config.process.out else out.with_name(f"compare-{out.name}")
-        with keeping_freed_memory():
-            rows = compare(config, out)
+        rows = compare(config, out)
         title = f"{config.model.type} on {config.data.name or config.data.type}, top-1"
         Console().print(table(rows, title))
         draw(rows, title, out / "comparison.png")

@@ -126,7 +126,7 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, int, Con
     for images, _ in loader:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
-    with layer_arithmetic(config.quant.recon):  # as the run that measured the recorded top-1
+    with layer_arithmetic(config.quant.recon), keeping_freed_memory():  # as the run that measured the recorded top-1
         return accuracy(model, loader, device), len(loader.dataset), config  # type: ignore[arg-type]
 
 
@@ -175,8 +175,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     overrides = [*([] if args.data is None else [f"data.path={args.data}"]), *args.overrides]
 
     def work() -> None:
-        with keeping_freed_memory():
-            top1, images, config = evaluate(args.file, overrides)
+        top1, images, config = evaluate(args.file, overrides)
         print(f"{args.file}: top-1 {top1:.2f} on {images:,} images of {config.data.name or config.data.type}")
 
     return exit_status(work)

@@ -54,7 +54,7 @@ def run(config: Config, out: Path) -> Result:
         if (found := complete(out, config)) is not None:
             log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
             return found
-        with logging_to(out), layer_arithmetic(config.quant.recon):
+        with logging_to(out), layer_arithmetic(config.quant.recon), keeping_freed_memory():
             return _quantize(config, out)
 
 
@@ -145,8 +145,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
 
     def work() -> None:
         config, file = parse_args(argv, prog)
-        with keeping_freed_memory():
-            run(config, run_folder(config, file))
+        run(config, run_folder(config, file))
 
     return exit_status(work)
 
