@@ -13,14 +13,12 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from qdrop.config import ReconConfig
 from qdrop.errors import QdropError
 from qdrop.quantization.drop import draw_seeds
-from qdrop.quantization.layout import laid_out_as
 from qdrop.quantization.state import dropping, learning_rounding, quantized_modules, quantizers, quantizing
+from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.batches import Batch, Batches
 from qdrop.solver.cache import Pair, Value
 from qdrop.solver.loss import RoundingSchedule
@@ -72,15 +70,9 @@ def iterations(
 ) -> Generator[Step, None, None]:
     """The iterations of :func:`reconstruct_unit`, one each time the next is asked for; rounding stays soft."""
     loss = UnitLoss(unit, config)
-    roundings = [r.alpha for r in loss.roundings]
     grids = [q for q in quantizers(unit) if q.learned()]
-    scales = [parameter for quantizer in grids for parameter in quantizer.learned()]
-    optimizers = [
-        Adam(parameters, lr=rate, fused=True)
-        for parameters, rate in ((roundings, config.round_lr), (scales, config.scale_lr))
-        if parameters
-    ]
-    decay = CosineAnnealingLR(optimizers[-1], T_max=config.iters) if scales else None
+    roundings = FusedAdam([r.alpha for r in loss.roundings])
+    scales = FusedAdam([parameter for quantizer in grids for parameter in quantizer.learned()])
     device = next(unit.parameters()).device
     batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
     draws = torch.stack([rows for _, rows in zip(range(config.iters), batches, strict=False)])  # [T, B]
@@ -91,23 +83,15 @@ def iterations(
     with closing(work), quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
         first = next(work)
         gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
-        try:
-            for iteration, batch in enumerate(chain([first], work), start=1):
-                error, penalty, *found = gradients(batch)
-                for parameter, gradient in zip([*roundings, *scales], found, strict=True):
-                    parameter.grad = laid_out_as(gradient, parameter)  # a fused optimizer goes along memory
-                for optimizer in optimizers:
-                    optimizer.step()
-                if decay is not None:
-                    decay.step()
-                for grid in grids:
-                    grid.constrain()
-                if iteration % CHECK_EVERY == 0 or iteration == config.iters:
-                    _check_finite(error + penalty, iteration)
-                yield Step(iteration, error, penalty)
-        finally:
-            for parameter in [*roundings, *scales]:
-                parameter.grad = None  # a CUDA graph's memory
+        for iteration, batch in enumerate(chain([first], work), start=1):
+            error, penalty, *found = gradients(batch)
+            roundings.step(found[: len(roundings)], config.round_lr)
+            scales.step(found[len(roundings) :], cosine_rate(config.scale_lr, iteration - 1, config.iters))
+            for grid in grids:
+                grid.constrain()
+            if iteration % CHECK_EVERY == 0 or iteration == config.iters:
+                _check_finite(error + penalty, iteration)
+            yield Step(iteration, error, penalty)
 
 
 def reconstruct_unit(

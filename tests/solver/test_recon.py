@@ -15,10 +15,30 @@ from qdrop.quantization.state import adarounds, quantized_modules, quantizers, q
 from qdrop.solver import recon
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.recon import reconstruct
+from qdrop.solver.step import Compiler
 from qdrop.solver.unit import ReconstructionError, draw_batches, reconstruct_unit, unit_generator
 
 CPU = torch.device("cpu")
 CONFIG = ReconConfig(batch_size=4, iters=12, drop_prob=0.5, weight=0.01)
+
+
+class Recording(Compiler):
+    """Computes the iterations as they are, and keeps the gradients of each by the parameter's name in the unit."""
+
+    def __init__(self):
+        super().__init__("off")
+        self.gradients = []
+
+    def __call__(self, loss, example, iters):
+        run = super().__call__(loss, example, iters)
+        names = [name.removeprefix("unit.") for name in loss.learned()]
+
+        def gradients(inputs):
+            error, penalty, *found = run(inputs)
+            self.gradients.append({name: g.clone() for name, g in zip(names, found, strict=True)})
+            return error, penalty, *found
+
+        return gradients
 
 
 def a_unit(name="residual", config=None):
@@ -91,18 +111,18 @@ def test_always_dropping_leaves_the_activations_alone():
     for quant in (None, bits(2, None)):
         unit, inputs, target = a_unit(config=quant)
         before = learned(unit)
-        found, gradients = [], []
-        grids = [q.scale for q in quantizers(unit, Kind.ACTIVATION)]
+        found, recording = [], Recording()
 
-        def watch(step, found=found, gradients=gradients, grids=grids):
+        def watch(step, found=found):
             found.append(step.reconstruction.item())
-            gradients.extend(scale.grad.abs().max().item() for scale in grids)
 
-        reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), watch)
+        reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), watch, recording)
         losses.append(found)
         states.append({key: value for key, value in learned(unit).items() if "weight_quantizer" in key})
         assert differing(before, learned(unit)) == {"alpha"} or differing(before, learned(unit)) == {"alpha", "levels"}
-        assert len(gradients) == 12 * len(grids) and not any(gradients)
+        grids = {f"{q.spec.name}.scale" for q in quantizers(unit, Kind.ACTIVATION)}
+        assert len(recording.gradients) == 12 and grids <= recording.gradients[0].keys()
+        assert not any(step[scale].any() for step in recording.gradients for scale in grids)
     assert losses[0] == losses[1]
     assert differing(*states) == set()
 
@@ -160,13 +180,9 @@ def test_first_steps_are_those_of_adam():
     unit, inputs, target = a_unit()
     before = learned(unit)
     config = replace(CONFIG, iters=1, drop_prob=1.0)
-    gradients = {}
-
-    def watch(step):
-        gradients.update({name: p.grad.clone() for name, p in unit.named_parameters() if p.grad is not None})
-
-    reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), watch)
-    after = learned(unit)
+    recording = Recording()
+    reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), compiler=recording)
+    after, (gradients,) = learned(unit), recording.gradients
     assert all(p.grad is None for p in unit.parameters())
     for rounding in adarounds(unit):
         key = f"{rounding.spec.name}.alpha"
