@@ -41,7 +41,7 @@ def peak_memory_mb(device: torch.device) -> float:
     import resource  # not on every platform, and only needed here
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 @contextmanager

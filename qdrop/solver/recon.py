@@ -93,6 +93,7 @@ def reconstruct(
         log.warning("recon.precision = tf32 needs a GPU: computed in float32")
     parts = segments(model, plan)
     storage = Storage(config.cache, device, config.keep_gpu, scratch)
+    give_back_freed_memory()  # what calibration held
     walk = _Walk(config, seed, device, storage, Compiler(config.compile), watch)
     cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
     for index, part in enumerate(parts):

@@ -83,7 +83,9 @@ def iterations(
     with closing(work), quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
         first = next(work)
         gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
-        for iteration, batch in enumerate(chain([first], work), start=1):
+        all_of_it = chain([first], work)
+        del first  # its memory, as soon as it has been worked on
+        for iteration, batch in enumerate(all_of_it, start=1):
             error, penalty, *found = gradients(batch)
             roundings.step(found[: len(roundings)], config.round_lr)
             scales.step(found[len(roundings) :], cosine_rate(config.scale_lr, iteration - 1, config.iters))
