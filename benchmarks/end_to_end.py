@@ -2,33 +2,37 @@
 
 Calibration and 2,000 iterations for each unit on 1,024 images of 32x32 (random ones, and random weights: time does not
 depend on them), against the same iterations written the plain way. Those are timed for some steps of each unit and
-multiplied; the range search and the movement of activations of the published code are not in that figure. The peak of
-memory is that of the process until the reconstruction ends; beside it that of a process that only imports torch and
-lets Adam take one step, below which nothing that learns can go.
+multiplied; the range search and the movement of activations of the published code are not in that figure. Each run has
+a process of its own, whose peak of memory is that until the reconstruction ends; beside it that of a process that only
+imports torch and lets Adam take one step.
 """
 
 import argparse
-import copy
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, fx
 
 from benchmarks.common import Outcome, Table, axes, bars, main, seconds_of
 from benchmarks.plain_step import plain, plain_step
-from qdrop.config import PRESETS, QuantConfig, ReconConfig
-from qdrop.models import build_model
-from qdrop.quantization.convert import quantize_graph, segments
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan, make_plan
+from benchmarks.whole_run import BATCH, CALIBRATE_RANGE, prepared, published
+from qdrop.config import ReconConfig
+from qdrop.quantization.convert import segments
+from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate
-from qdrop.solver.memory import peak_memory_mb
-from qdrop.solver.recon import reconstruct
 
+Run = dict[str, float]
+"""Figures of a run, as benchmarks/whole_run.py names them."""
+RUNS = {"qdrop": (), "least memory": ("--compile", "off", "--cache", "disk")}
+"""Our runs, and the arguments of benchmarks/whole_run.py that tell them apart."""
+PUBLISHED = {"calibration.seconds": 92.0, "reconstruction.seconds": 929.0, "peak_memory.mb": 1485.0}
+"""The published code itself, measured once on a machine of this kind with one thread."""
 TIMED = 10
 """Steps of the plain way that are timed in each unit."""
 
@@ -38,19 +42,32 @@ layer = torch.nn.Conv2d(3, 8, 3)
 optimizer = torch.optim.Adam(layer.parameters(), fused=True)
 layer(torch.randn(1, 3, 8, 8)).sum().backward()
 optimizer.step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 """
-"""A program that learns next to nothing; prints its peak in MB."""
+"""A program that learns next to nothing with PyTorch's optimizer; prints its peak in MB."""
+
+
+def in_a_process(*command: str) -> str:
+    """What a Python program prints.
+
+    Raises:
+        RuntimeError: If it fails; with what it said.
+    """
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def plain_seconds(
     model: fx.GraphModule, plan: Plan, images: Tensor, config: ReconConfig, device: torch.device
 ) -> float:
     """Seconds of all iterations of all units, written the plain way; from `TIMED` of each unit."""
+    calibrate(model, images[:CALIBRATE_RANGE], BATCH, device)
     seconds, value, rounding = 0.0, images.to(device), (config.weight, config.b_range[0])
     for part in segments(model, plan):
         with quantizing(part.module, weights=False, activations=False):
-            target = run_all(part.module, (value,), 64, device)[0][:]
+            target = run_all(part.module, (value,), BATCH, device)[0][:]
         if part.unit is not None:
             step = plain_step(plain(part.module, config.drop_prob), Pair(value, value + 0.01), target, config)
             step(*rounding)
@@ -60,55 +77,69 @@ def plain_seconds(
     return seconds
 
 
-def _reached(goal: bool) -> str:
-    return "reached" if goal else "not reached"
-
-
 def measure(args: argparse.Namespace) -> Outcome:
     """2,000 iterations a unit on 1,024 images, or 50 on 128 if `args.quick`."""
     count, iters = (128, 50) if args.quick else (1024, 2000)
-    config = replace(ReconConfig(**PRESETS["published"]), iters=iters)
-    torch.manual_seed(0)
-    images = torch.randn(count, 3, 32, 32)
-    least = float(subprocess.run([sys.executable, "-c", LEAST], capture_output=True, text=True, check=True).stdout)
-    graph = trace(build_model("resnet20", {}, None).eval(), images[:2])
-    plan = make_plan(graph, QuantConfig(recon=config))
-    model = quantize_graph(graph, plan).to(args.device)
-    calibration = seconds_of(lambda: calibrate(model, images[:256], 64, args.device), args.device)
-    twin = copy.deepcopy(model)
-    reconstruction = seconds_of(lambda: list(reconstruct(model, plan, images, config, 0, args.device)), args.device)
-    peak = peak_memory_mb(args.device)
-    slow = plain_seconds(twin, plan, images, config, args.device)
+    common = [f"--images={count}", f"--iters={iters}", f"--threads={args.threads}", f"--device={args.device.type}"]
+    # Before this process grows: a new one's peak starts from that of the process that starts it.
+    least = float(in_a_process("-c", LEAST))
+    runs: dict[str, Run] = {}
+    for name, own in RUNS.items():
+        runs[name] = json.loads(in_a_process("-m", "benchmarks.whole_run", *common, *own))
+        print(name, runs[name], flush=True)
+    config = published(iters)
+    slow = plain_seconds(*prepared(count, config, args.device), config, args.device)
     figures = {
-        "calibration.seconds": calibration,
-        "reconstruction.seconds": reconstruction,
-        "plain.reconstruction.seconds": slow,
-        "plain_over_ours": slow / reconstruction,
-        "peak_memory.mb": peak,
-        "peak_memory.of_one_step_of_adam.mb": least,
+        f"{name}.{figure}".replace(" ", "_"): value for name, run in runs.items() for figure, value in run.items()
     }
-    rows: tuple[tuple[str, ...], ...] = (
-        ("calibration", f"{calibration:.1f} s", "-"),
-        (f"reconstruction, {len(plan.units)} units", f"{reconstruction:.0f} s", f"{slow:.0f} s"),
-        ("peak memory", f"{peak:.0f} MB", "-"),
+    figures |= {"plain.reconstruction.seconds": slow, "peak_memory.of_one_step_of_adam.mb": least}
+    notes = (
+        "Least memory: `quant.recon.compile=off quant.recon.cache.device=disk`.",
+        "The published code itself was measured once, on a machine of this kind with one thread.",
+        *goals(runs),
+        f"A process that imports torch and lets its optimizer Adam take one step holds {least:.0f} MB on the CPU.",
     )
-    if args.device.type == "cpu":  # a GPU's memory is counted apart from that of the process
-        rows += (("that of importing torch and one step of Adam", f"{least:.0f} MB", "-"),)
-    figure, ax = axes("ResNet-20 at W2A4, reconstruction", "", "seconds")
-    bars(ax, ["reconstruction"], {"qdrop": [reconstruction], "steps written the plain way": [slow]}, "{:.0f}")
     caption = f"{count:,} images, {iters:,} iterations for each unit, {args.threads} thread(s)."
-    return Outcome(
-        figures,
-        (Table(caption, ("", "qdrop", "plain steps"), rows),),
-        figure,
+    return Outcome(figures, (table(caption, runs, slow),), draw(runs, slow), notes)
+
+
+def table(caption: str, runs: Mapping[str, Run], slow: float) -> Table:
+    """Seconds and memory of our runs, of the plain steps and of the published code."""
+    everything = [*runs.values(), {"reconstruction.seconds": slow}, PUBLISHED]
+    forms = {"calibration.seconds": "{:.1f} s", "reconstruction.seconds": "{:.0f} s", "peak_memory.mb": "{:,.0f} MB"}
+    cells = [
         (
-            "The published code itself, measured once on a machine of this kind with one thread: calibration 92 s,"
-            " reconstruction 929 s, peak memory 1,485 MB.",
-            f"Goals: calibration under 3 s: {_reached(calibration < 3)};"
-            f" a third of the time: {_reached(calibration + reconstruction <= (92 + 929) / 3)};"
-            f" half the memory: {_reached(peak <= 1485 / 2)}.",
-        ),
-    )
+            name.partition(".")[0].replace("_", " "),
+            *(form.format(run[name]) if name in run else "-" for run in everything),
+        )
+        for name, form in forms.items()
+    ]
+    return Table(caption, ("", *runs, "plain steps", "published code"), tuple(cells))
+
+
+def goals(runs: Mapping[str, Run]) -> list[str]:
+    """For each goal the runs that reach it."""
+
+    def seconds(run: Mapping[str, float]) -> float:
+        return run["calibration.seconds"] + run["reconstruction.seconds"]
+
+    met = {
+        "calibration under 3 s": lambda run: run["calibration.seconds"] < 3,
+        "a third of the published code's time": lambda run: seconds(run) <= seconds(PUBLISHED) / 3,
+        "half its memory": lambda run: run["peak_memory.mb"] <= PUBLISHED["peak_memory.mb"] / 2,
+    }
+    return [
+        f"Goal, {goal}: reached by {', '.join(name for name, run in runs.items() if reached(run)) or 'none'}."
+        for goal, reached in met.items()
+    ]
+
+
+def draw(runs: Mapping[str, Run], slow: float) -> Figure:
+    """Seconds of the reconstruction, ours and the plain way."""
+    figure, ax = axes("ResNet-20 at W2A4, reconstruction", "", "seconds")
+    ours = {name: [run["reconstruction.seconds"]] for name, run in runs.items()}
+    bars(ax, ["reconstruction"], ours | {"steps written the plain way": [slow]}, "{:.0f}")
+    return figure
 
 
 if __name__ == "__main__":
