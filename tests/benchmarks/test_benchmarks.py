@@ -9,11 +9,11 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks import calibration, depth, memory
+from benchmarks import calibration, depth, end_to_end, memory
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
-SHARED = ("__init__", "common", "plain_step", "report", "study")
+SHARED = ("__init__", "common", "plain_step", "report", "study", "whole_run")
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in SHARED)
 
 
@@ -117,3 +117,15 @@ def test_anonymous_memory_is_seen():
         for _ in range(100):
             block.add_(1)
     assert samples[0] > 60_000
+
+
+# ---- a whole run ----
+
+
+def test_goals_name_the_runs_that_reach_them():
+    quick = {"calibration.seconds": 1.0, "reconstruction.seconds": 300.0, "peak_memory.mb": 1200.0}
+    small = {"calibration.seconds": 3.5, "reconstruction.seconds": 900.0, "peak_memory.mb": 700.0}
+    time, third, half = end_to_end.goals({"quick": quick, "small": small})
+    assert time.endswith("under 3 s: reached by quick.") and third.endswith("time: reached by quick.")
+    assert half.endswith("memory: reached by small.")
+    assert end_to_end.goals({"quick": quick})[2].endswith("reached by none.")
