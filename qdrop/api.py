@@ -63,7 +63,8 @@ def quantize(
         device: Where to compute; None: where the model's parameters are.
 
     Returns:
-        The quantized network, which stays a plain module on `device`, and a report.
+        The quantized network, a plain module on `device` that needs no gradients, as one that is loaded from a
+        file; and a report.
 
     Raises:
         GraphError: If the network is not in float32, cannot run on the images, or cannot be traced or quantized;
@@ -100,7 +101,7 @@ def quantize(
                 units = tuple(reconstruct(quantized, plan, images, recon, seed, target, progress))
     for quantizer in quantizers(quantized):
         quantizer.active = True
-    return quantized, Report(plan, units)
+    return quantized.requires_grad_(False), Report(plan, units)
 
 
 def _usable(device: torch.device | str) -> torch.device:

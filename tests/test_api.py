@@ -60,6 +60,16 @@ def test_quantizes_and_leaves_the_model_alone(model, images):
     assert all(quantizer.active for quantizer in quantizers(quantized))
 
 
+def test_the_result_needs_no_gradients_and_can_be_exported(model, images):
+    """With gradients on, as they are where nobody has thought of them."""
+    quantized, _ = qdrop.quantize(model, images, RECON)
+    assert not any(parameter.requires_grad for parameter in quantized.parameters())
+    out = quantized(images[:2])
+    assert out.grad_fn is None
+    program = torch.export.export(quantized, (images[:2],))
+    assert torch.equal(program.module()(images[:2]), out)
+
+
 def test_images_batches_and_labelled_batches_are_the_same(model, images):
     forms = [images, images.split(10), [(batch, torch.zeros(len(batch))) for batch in images.split(8)]]
     outs = [qdrop.quantize(model, form, RECON)[0](images) for form in forms]
@@ -116,7 +126,7 @@ def test_without_gradients_outside_it_learns_all_the_same(mode, form, model, ima
         assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode) and not torch.is_grad_enabled()
     quantized, _ = qdrop.quantize(made_here, given, RECON)
     assert torch.equal(quantized(images), expected)
-    quantized(images).sum().backward()  # a plain module
+    quantized.requires_grad_()(images).sum().backward()  # a plain module, which may be trained on
     assert made_here.head.weight.is_inference() is (mode is torch.inference_mode)
 
 
