@@ -1,7 +1,7 @@
 """A unit's data, batch by batch: gathered from wherever it is kept, ahead of the step if that takes time."""
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,11 +52,20 @@ class Batches:
         """Number of images N."""
         return len(self._values[-1])
 
-    def gather(self, rows: Tensor) -> Batch:
-        """The rows with these numbers `[B]`."""
-        full, quantized, target = self._values
-        read = self._read(full, rows)
-        return Batch(read, read if quantized is full else self._read(quantized, rows), self._read(target, rows))
+    def gather(self, rows: Tensor, rooms: Mapping[Stored, Tensor] | None = None) -> Batch:
+        """The rows with these numbers `[B]`.
+
+        Args:
+            rows: Row numbers.
+            rooms: Where those of each value are put, as :meth:`_rooms` makes them; None: in new memory.
+        """
+        rooms = self._rooms(len(rows)) if rooms is None else rooms
+        found = {value: self._read(value, rows, room) for value, room in rooms.items()}
+        return Batch(*(found[value] for value in self._values))
+
+    def _rooms(self, count: int) -> dict[Stored, Tensor]:
+        """Memory for `count` rows of each value; page-locked where a GPU fetches them from there."""
+        return {value: value.room(count, pin=self._stream is not None) for value in self._values}
 
     def stream(self, draws: Tensor) -> Generator[Batch, None, None]:
         """:meth:`gather` of each row of `draws`, two batches ahead where values have to be brought.
@@ -74,7 +83,9 @@ class Batches:
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             try:
                 for rows in draws:
-                    waiting.append(pool.submit(self._fetch, rows))
+                    # A CPU's memory is allocated here: what another thread has freed, the C library keeps for that one.
+                    rooms = self._rooms(len(rows)) if self._stream is None else None
+                    waiting.append(pool.submit(self._fetch, rows, rooms))
                     if len(waiting) > AHEAD:
                         yield self._arrived(waiting.popleft().result())
                         self._keep_pace(steps)
@@ -95,10 +106,10 @@ class Batches:
         if len(steps) > AHEAD:
             steps.popleft().synchronize()
 
-    def _fetch(self, rows: Tensor) -> Coming:
+    def _fetch(self, rows: Tensor, rooms: Mapping[Stored, Tensor] | None) -> Coming:
         """:meth:`gather` beside the step; on a GPU what it returns is still on its way."""
         if self._stream is None:
-            return self.gather(rows), None
+            return self.gather(rows, rooms), None
         with torch.cuda.stream(self._stream):
             return self.gather(rows), self._stream.record_event()
 
@@ -112,11 +123,9 @@ class Batches:
                 tensor.record_stream(step)  # so that its memory is not given away before the step is done
         return batch
 
-    def _read(self, value: Stored, rows: Tensor) -> Tensor:
+    def _read(self, value: Stored, rows: Tensor, room: Tensor) -> Tensor:
         """Rows in their own type on the device: transferred as they are stored, converted there."""
-        if value.device == self._device:
-            return value[rows]
-        return value.read(rows, pin=True).to(self._device, non_blocking=True).to(value.dtype)
+        return value.read(rows, room).to(self._device, non_blocking=True).to(value.dtype)
 
 
 def _stored(value: Value) -> Stored:

@@ -103,24 +103,33 @@ class Stored:
         self._tensor[rows] = stored
         self._release()
 
-    def read(self, rows: Rows, pin: bool = False) -> Tensor:
-        """As indexing, but in the storage's type; `pin`: page-locked, if rows in main memory are given by number."""
+    def read(self, rows: Rows, room: Tensor | None = None) -> Tensor:
+        """As indexing, but in the storage's type.
+
+        Args:
+            rows: A slice, or row numbers `[B]`.
+            room: Where rows given by number are put, from :meth:`room`; None: in new memory.
+        """
         if isinstance(rows, slice):
             found = self._tensor[rows]
             found = found if self._file is None else found.clone()
         else:
-            found = torch.empty(
-                (len(rows), *self.shape[1:]),
-                dtype=self._tensor.dtype,
-                device=self.device,
-                memory_format=self.layout,
-                pin_memory=pin and self.device.type == "cpu",
-            )
+            found = self.room(len(rows)) if room is None else room
             # Along memory: selecting from channels-last values as they are takes ten times as long.
             source, target = (in_memory_order(t, self._tensor) for t in (self._tensor, found))
             torch.index_select(source, 0, rows.to(self.device), out=target)
         self._release()
         return found
+
+    def room(self, count: int, pin: bool = False) -> Tensor:
+        """Memory for `count` rows where they are, in the storage's type; `pin`: page-locked, if it is main memory."""
+        return torch.empty(
+            (count, *self.shape[1:]),
+            dtype=self._tensor.dtype,
+            device=self.device,
+            memory_format=self.layout,
+            pin_memory=pin and self.device.type == "cpu",
+        )
 
     @property
     def layout(self) -> torch.memory_format:

@@ -10,7 +10,7 @@ from qdrop.config import CacheConfig
 from qdrop.solver import batches
 from qdrop.solver.batches import Batches
 from qdrop.solver.cache import Pair
-from qdrop.solver.storage import Storage
+from qdrop.solver.storage import Storage, Stored
 
 CPU = torch.device("cpu")
 N = 12
@@ -66,9 +66,9 @@ def test_one_value_on_disk_is_enough_to_fetch_ahead(places, tmp_path):
     source, threads = data(None, folder=tmp_path, places=places), []
     original = source.gather
 
-    def gather(rows):
+    def gather(rows, rooms):
         threads.append(threading.current_thread())
-        return original(rows)
+        return original(rows, rooms)
 
     source.gather = gather
     stream = source.stream(draws())
@@ -82,10 +82,23 @@ def test_one_value_on_disk_is_enough_to_fetch_ahead(places, tmp_path):
     assert not any(thread.is_alive() for thread in threads)
 
 
+def test_the_thread_that_steps_allocates_what_another_one_reads_into(monkeypatch, tmp_path):
+    """The C library keeps what a thread has freed for that thread."""
+    source, threads, room = data("disk", folder=tmp_path), set(), Stored.room
+
+    def watched(*args, **kwargs):
+        threads.add(threading.current_thread())
+        return room(*args, **kwargs)
+
+    monkeypatch.setattr(Stored, "room", watched)
+    list(source.stream(draws()))
+    assert threads == {threading.current_thread()}
+
+
 def test_values_at_hand_are_not_fetched_ahead():
     source, asked = data("cpu"), []
     gather = source.gather
-    source.gather = lambda rows: asked.append(rows) or gather(rows)
+    source.gather = lambda rows, rooms=None: asked.append(rows) or gather(rows, rooms)
     next(source.stream(draws()))
     assert len(asked) == 1
 
