@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -75,18 +75,19 @@ def iterations(
     scales = FusedAdam([parameter for quantizer in grids for parameter in quantizer.learned()])
     device = next(unit.parameters()).device
     batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
-    draws = torch.stack([rows for _, rows in zip(range(config.iters), batches, strict=False)])  # [T, B]
-    stream = Batches(inputs, target, device).stream(draws)
+    draws = list(islice(batches, config.iters))
+    if len(draws) < config.iters:
+        raise ValueError(f"{len(draws)} batches are given; expected as many as iterations, {config.iters}")
+    stream = Batches(inputs, target, device).stream(torch.stack(draws))  # [T, B]
     work = _inputs(stream, masks_needed(unit), config, generator, device)
 
     # Closing the work also ends the batches on their way.
     with closing(work), quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
-        first = next(work)
-        gradients = (compiler or Compiler(config.compile))(loss, first, config.iters)
-        all_of_it = chain([first], work)
-        del first  # its memory, as soon as it has been worked on
-        for iteration, batch in enumerate(all_of_it, start=1):
-            error, penalty, *found = gradients(batch)
+        ready = [next(work)]
+        gradients = (compiler or Compiler(config.compile))(loss, ready[0], config.iters)
+        for iteration in range(1, config.iters + 1):
+            # Nothing else holds a batch while the next is brought, which takes its memory.
+            error, penalty, *found = gradients(ready.pop() if ready else next(work))
             roundings.step(found[: len(roundings)], config.round_lr)
             scales.step(found[len(roundings) :], cosine_rate(config.scale_lr, iteration - 1, config.iters))
             for grid in grids:
@@ -123,6 +124,7 @@ def reconstruct_unit(
 
     Raises:
         ReconstructionError: If the loss is not finite.
+        ValueError: If there are fewer batches than iterations.
     """
     # Closed also where watching raises, so that nothing is left switched on.
     with closing(iterations(unit, inputs, target, config, generator, batches, compiler)) as steps:
@@ -148,8 +150,13 @@ def _inputs(
     terms = torch.tensor([schedule(t) for t in range(1, config.iters + 1)], device=device)  # [T, 2]
     seeds = draw_seeds(config.iters * masks, generator).view(config.iters, masks, 2).to(device)
     with closing(stream):
-        for batch, seed, (weight, beta) in zip(stream, seeds, terms, strict=True):
-            yield Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta)
+        for seed, (weight, beta) in zip(seeds, terms, strict=True):
+            yield _joined(next(stream), seed, weight, beta)
+
+
+def _joined(batch: Batch, seed: Tensor, weight: Tensor, beta: Tensor) -> Inputs:
+    """A batch with the rest, in a function so that no variable of a generator holds it until the next one is there."""
+    return Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta)
 
 
 @torch.no_grad()

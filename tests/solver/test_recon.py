@@ -3,19 +3,21 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from weakref import WeakSet
 
 import pytest
 import torch
 from networks import NETWORKS, bits, images, network, quantized
 
-from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig
+from qdrop.config import ActivationQConfig, CacheConfig, QuantConfig, ReconConfig
 from qdrop.quantization.convert import segments
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
-from qdrop.solver import recon
+from qdrop.solver import batches, recon
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.step import Compiler
+from qdrop.solver.storage import Storage, Stored
 from qdrop.solver.unit import ReconstructionError, draw_batches, reconstruct_unit, unit_generator
 
 CPU = torch.device("cpu")
@@ -173,6 +175,34 @@ def test_everything_of_the_unit_learns():
         leaf = key.rpartition(".")[2]
         moves = leaf == "alpha" or (leaf == "scale" and "output_quantizer" in key)
         assert leaf == "levels" or torch.equal(before[key], after[key]) is not moves, key
+
+
+def test_fewer_batches_than_iterations():
+    unit, inputs, target = a_unit()
+    with pytest.raises(ValueError, match="3 batches are given; expected as many as iterations, 12"):
+        reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator(), fixed_batches(3))
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_batch_is_let_go_of_before_the_next_is_brought(place, monkeypatch, tmp_path):
+    """Alive are the one that is worked on and, from disk, those on their way."""
+    unit, inputs, target = a_unit()
+    storage, living, most = Storage(CacheConfig(place), CPU, folder=tmp_path), WeakSet(), []
+    stored = [storage.new(tuple(v.shape), v.dtype) for v in (inputs.full, inputs.quantized, target)]
+    for value, rows in zip(stored, (inputs.full, inputs.quantized, target), strict=True):
+        value[0 : len(rows)] = rows
+
+    def watched(value, count, pin=False, room=Stored.room):
+        if value is stored[0]:
+            living.add(made := room(value, count, pin))
+            most.append(len(living))
+            return made
+        return room(value, count, pin)
+
+    monkeypatch.setattr(Stored, "room", watched)
+    config = replace(CONFIG, compile="off")
+    reconstruct_unit(unit, Pair(*stored[:2]), stored[2], config, torch.Generator().manual_seed(0))
+    assert len(most) == 12 and max(most) == (1 if place == "cpu" else 1 + batches.AHEAD)
 
 
 def test_first_steps_are_those_of_adam():
