@@ -75,10 +75,7 @@ def iterations(
     scales = FusedAdam([parameter for quantizer in grids for parameter in quantizer.learned()])
     device = next(unit.parameters()).device
     batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
-    draws = list(islice(batches, config.iters))
-    if len(draws) < config.iters:
-        raise ValueError(f"{len(draws)} batches are given; expected as many as iterations, {config.iters}")
-    stream = Batches(inputs, target, device).stream(torch.stack(draws))  # [T, B]
+    stream = Batches(inputs, target, device).stream(_first(config.iters, batches))
     work = _inputs(stream, masks_needed(unit), config, generator, device)
 
     # Closing the work also ends the batches on their way.
@@ -132,6 +129,18 @@ def reconstruct_unit(
             if watch is not None:
                 watch(step)
     return _settle(unit)
+
+
+def _first(count: int, batches: Iterator[Tensor]) -> Tensor:
+    """As many index tensors, one for each iteration `[T, B]`.
+
+    Raises:
+        ValueError: If there are not that many.
+    """
+    found = list(islice(batches, count))
+    if len(found) < count:
+        raise ValueError(f"{len(found)} batches are given; expected as many as iterations, {count}")
+    return torch.stack(found)
 
 
 def _inputs(
