@@ -96,6 +96,8 @@ def measure(args: argparse.Namespace) -> Outcome:
     notes = (
         "Least memory: `quant.recon.compile=off quant.recon.cache.device=disk`.",
         "The published code itself was measured once, on a machine of this kind with one thread.",
+        "Images are random tensors. A run that reads image files also loads torchvision, 160 MB with the compiler's"
+        " modules, which it imports itself.",
         *goals(runs),
         f"A process that imports torch and lets its optimizer Adam take one step holds {least:.0f} MB on the CPU.",
     )

@@ -14,7 +14,7 @@ class FusedAdam:
     """The moments of some parameters, and Adam's step (Kingma and Ba, 2015, algorithm 1; its default betas).
 
     Bit for bit the step of `torch.optim.Adam(parameters, fused=True)`, without what comes with an optimizer of
-    that class: creating one imports `torch._dynamo`, which takes 150 MB and two seconds of every run.
+    that class: creating one imports `torch._dynamo`, 150 MB and two seconds where nothing else has done so.
 
     Args:
         parameters: What is learned, all on one device.
