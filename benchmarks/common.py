@@ -14,6 +14,7 @@ import json
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -278,6 +279,22 @@ def seconds_of(work: Callable[[], object], device: torch.device | None = None) -
     work()
     _wait_for(device)
     return time.perf_counter() - started
+
+
+def printed_by(what: str, *arguments: str) -> str:
+    """What a Python process of its own prints, for figures that depend on all that a process has done.
+
+    Args:
+        what: Its name where it fails.
+        arguments: Of the interpreter, such as `-m` and a module.
+
+    Raises:
+        RuntimeError: If it fails; with what it said.
+    """
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{what} failed: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def _wait_for(device: torch.device | None) -> None:

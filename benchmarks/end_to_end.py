@@ -9,7 +9,6 @@ imports torch and lets Adam take one step.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -17,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, fx
 
-from benchmarks.common import Outcome, Table, axes, bars, main, seconds_of
+from benchmarks.common import Outcome, Table, axes, bars, main, printed_by, seconds_of
 from benchmarks.plain_step import plain, plain_step
 from benchmarks.whole_run import BATCH, CALIBRATE_RANGE, prepared, published
 from qdrop.config import ReconConfig
@@ -47,18 +46,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 """A program that learns next to nothing with PyTorch's optimizer; prints its peak in MB."""
 
 
-def in_a_process(*command: str) -> str:
-    """What a Python program prints.
-
-    Raises:
-        RuntimeError: If it fails; with what it said.
-    """
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    return done.stdout
-
-
 def plain_seconds(
     model: fx.GraphModule, plan: Plan, images: Tensor, config: ReconConfig, device: torch.device
 ) -> float:
@@ -82,17 +69,21 @@ def measure(args: argparse.Namespace) -> Outcome:
     count, iters = (128, 50) if args.quick else (1024, 2000)
     common = [f"--images={count}", f"--iters={iters}", f"--threads={args.threads}", f"--device={args.device.type}"]
     # Before this process grows: a new one's peak starts from that of the process that starts it.
-    least = float(in_a_process("-c", LEAST))
+    least = float(printed_by("one step of Adam", "-c", LEAST))
     runs: dict[str, Run] = {}
     for name, own in RUNS.items():
-        runs[name] = json.loads(in_a_process("-m", "benchmarks.whole_run", *common, *own))
+        runs[name] = json.loads(printed_by(name, "-m", "benchmarks.whole_run", *common, *own))
         print(name, runs[name], flush=True)
     config = published(iters)
     slow = plain_seconds(*prepared(count, config, args.device), config, args.device)
     figures = {
         f"{name}.{figure}".replace(" ", "_"): value for name, run in runs.items() for figure, value in run.items()
     }
-    figures |= {"plain.reconstruction.seconds": slow, "peak_memory.of_one_step_of_adam.mb": least}
+    figures |= {
+        "plain.reconstruction.seconds": slow,
+        "plain_over_ours": slow / runs["qdrop"]["reconstruction.seconds"],
+        "peak_memory.of_one_step_of_adam.mb": least,
+    }
     notes = (
         "Least memory: `quant.recon.compile=off quant.recon.cache.device=disk`.",
         "The published code itself was measured once, on a machine of this kind with one thread.",

@@ -13,7 +13,6 @@ anonymous part of it, which the system cannot take back, is sampled every few mi
 import argparse
 import json
 import logging
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,7 +26,7 @@ from typing import get_args, get_type_hints
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.common import QUICK, Outcome, Table, arguments, axes, bars, main
+from benchmarks.common import QUICK, Outcome, Table, arguments, axes, bars, main, printed_by
 from qdrop.config import CacheConfig, QuantConfig, ReconConfig
 from qdrop.models import build_model
 from qdrop.quantization.convert import quantize_graph
@@ -77,14 +76,12 @@ def in_a_process(network: str, cache: str, images: int, args: Namespace) -> dict
     Raises:
         RuntimeError: If its process fails; with what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", "--worker", "--networks", network, "--caches", cache]
+    command = ["-m", "benchmarks.memory", "--worker", "--networks", network, "--caches", cache]
     command += ["--images", str(images), "--units", str(args.units)]
     command += ["--threads", str(args.threads), "--device", args.device.type]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{network} with {cache} failed: {done.stderr[-2000:]}")
-    print(f"{network} {cache}: {done.stdout.strip()}", flush=True)
-    return json.loads(done.stdout)
+    printed = printed_by(f"{network} with {cache}", *command)
+    print(f"{network} {cache}: {printed.strip()}", flush=True)
+    return json.loads(printed)
 
 
 def work(network: str, cache: str, count: int, units: int, device: torch.device) -> dict[str, float]:
@@ -105,7 +102,7 @@ def work(network: str, cache: str, count: int, units: int, device: torch.device)
             torch.cuda.reset_peak_memory_stats(device)
         run = reconstruct(model, plan, images, config.recon, 0, device, scratch=Path(scratch))
         seconds = sum(report.seconds for report in islice(run, units or None))
-    found = {"peak_mb": peak_memory_mb(torch.device("cpu")), "anonymous_mb": max(anonymous) / 1e3}
+    found = {"peak_mb": peak_memory_mb(torch.device("cpu")), "anonymous_mb": max(anonymous) * 1024 / 1e6}
     if device.type == "cuda":
         found["gpu_mb"] = peak_memory_mb(device)
     return {name: round(value, 1) for name, value in {**found, "seconds": seconds}.items()}

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks import calibration, depth, end_to_end, memory
+from benchmarks import calibration, common, depth, end_to_end, memory
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_memory(monkeypatch):
         figures = {"peak_mb": 3000.0, "anonymous_mb": 2000.0, "seconds": 1.0}
         return subprocess.CompletedProcess(command, 0, json.dumps(figures), "")
 
-    monkeypatch.setattr(memory.subprocess, "run", fake)
+    monkeypatch.setattr(common.subprocess, "run", fake)
     args = memory.parser().parse_args(["--quick"])
     args.device = CPU
     outcome = memory.measure(args)
@@ -99,7 +99,7 @@ def test_memory(monkeypatch):
 
 def test_a_failed_setting_says_why(monkeypatch):
     monkeypatch.setattr(
-        memory.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", "no memory")
+        common.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", "no memory")
     )
     with pytest.raises(RuntimeError, match="resnet18 with cpu/float32 failed: no memory"):
         memory.in_a_process("resnet18", "cpu/float32", 1, Namespace(units=1, threads=1, device=CPU))
