@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from qdrop.config import ReconConfig
 from qdrop.quantization.affine import along_channels
-from qdrop.quantization.fake_quant import SHIFT, STRETCH, AdaRoundFakeQuantize, FakeQuantize
+from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
+from qdrop.quantization.soft_rounding import SHIFT, STRETCH
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers
 from qdrop.solver.cache import Pair

@@ -8,12 +8,8 @@ from torch import Tensor, nn
 from qdrop.quantization.affine import MIN_SCALE, along_channels, fake_quantize, scale_from_range
 from qdrop.quantization.drop import Drop, Mask
 from qdrop.quantization.observer import OBSERVERS, Observer
+from qdrop.quantization.soft_rounding import alpha_of, soft_levels
 from qdrop.quantization.spec import Kind, QuantizerSpec
-
-STRETCH = 1.2
-"""Width of the stretched sigmoid that relaxes rounding (Nagel et al., AdaRound, ICML 2020, eq. 23)."""
-SHIFT = -0.1
-"""Its lower end, so that 0 and 1 are reached and not only approached."""
 
 
 class FakeQuantize(nn.Module):
@@ -147,42 +143,42 @@ class AdaRoundFakeQuantize(FakeQuantize):
 
     Holds the integers of the weight, as steps above `qmin`, beside the weight itself, which is never
     touched. They are those of round-to-nearest after :meth:`round_to_nearest`, and the learned ones after
-    :meth:`settle`; between :meth:`start` and `settle`, while `learning` is on, rounding is the soft
-    `h(alpha)` in 0..1.
+    :meth:`settle`; in between, while `floor` is set, rounding is soft.
 
     Args:
         spec: What and how to quantize; a weight.
     """
 
     levels: Tensor
-    floor: Tensor
+    floor: Tensor | None
+    """While learning, what :meth:`rounded_down` gave; a buffer, so that it is an argument of compiled code."""
 
     def __init__(self, spec: QuantizerSpec) -> None:
         super().__init__(spec)
         self.alpha = nn.Parameter(torch.zeros(spec.shape))
         self.register_buffer("levels", torch.zeros(spec.shape, dtype=torch.uint8))
-        self.learning = False
+        self.register_buffer("floor", None, persistent=False)
 
     def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
         """The weight from its integers, or, while learning, from its soft rounding; `keep` is not used."""
-        scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in (self.scale, self.zero_point))
-        if not self.learning:
+        scale, zero_point = self._grid_along(x)
+        if self.floor is None:
             return (self.levels + (self.qmin - zero_point)) * scale
-        level = torch.floor(x / scale) + self.soft_rounding() + zero_point
-        return scale * (level.clamp(self.qmin, self.qmax) - zero_point)
+        return scale * (soft_levels(self.alpha, self.floor, self.qmin, self.qmax) - zero_point)
 
-    def soft_rounding(self) -> Tensor:
-        """`h(alpha)`, 0 (down) to 1 (up), shape of the weight (AdaRound, eq. 23)."""
-        return (torch.sigmoid(self.alpha) * STRETCH + SHIFT).clamp(0, 1)
+    @torch.no_grad()
+    def rounded_down(self, weight: Tensor) -> Tensor:
+        """The integers of rounding down, not clamped; float, shape of the weight."""
+        scale, zero_point = self._grid_along(weight)
+        return torch.floor(weight / scale) + zero_point
 
     @torch.no_grad()
     def round_to_nearest(self, weight: Tensor) -> None:
         """Set the integers to the nearest ones, and `alpha` so that `h(alpha)` is the fraction of w/s."""
-        scale, zero_point = (along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point))
+        scale, zero_point = self._grid_along(weight)
         steps = weight / scale
         self._set_levels(torch.round(steps) + zero_point)
-        fraction = steps - torch.floor(steps)
-        self.alpha.copy_(-torch.log(STRETCH / (fraction - SHIFT) - 1))
+        self.alpha.copy_(alpha_of(steps - torch.floor(steps)))
 
     @torch.no_grad()
     def settle(self, weight: Tensor) -> float:
@@ -192,9 +188,13 @@ class AdaRoundFakeQuantize(FakeQuantize):
             Share of the weights, 0 to 1, whose integer is not the nearest one.
         """
         nearest = self.levels.clone()
-        scale, zero_point = (along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point))
-        self._set_levels(torch.floor(weight / scale) + (self.alpha >= 0) + zero_point)
+        self._set_levels(self.rounded_down(weight) + (self.alpha >= 0))
         return float((self.levels != nearest).float().mean())
+
+    def _grid_along(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, to broadcast along the weight's channels."""
+        scale, zero_point = (along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point))
+        return scale, zero_point
 
     def _set_levels(self, integers: Tensor) -> None:
         self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))

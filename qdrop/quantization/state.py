@@ -6,7 +6,7 @@ with quantizing(model):                            # weights and activations on 
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -93,5 +93,9 @@ def dropping(model: nn.Module, drop: Drop) -> Iterator[None]:
 @contextmanager
 def learning_rounding(model: nn.Module) -> Iterator[None]:
     """Inside: AdaRound weights use their soft, differentiable rounding."""
-    with holding(adarounds(model), "learning", True):
+    with ExitStack() as scopes:
+        for layer in quantized_modules(model):
+            rounding = layer.weight_quantizer
+            if isinstance(rounding, AdaRoundFakeQuantize):
+                scopes.enter_context(holding([rounding], "floor", rounding.rounded_down(layer.weight)))
         yield

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qdrop.quantization.fake_quant import AdaRoundFakeQuantize
+from qdrop.quantization.soft_rounding import undecided
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def rounding_loss(roundings: Sequence[AdaRoundFakeQuantize], weight: Tensor, bet
     Returns:
         A scalar; 0 without weights.
     """
-    terms = [(1 - (2 * r.soft_rounding() - 1).abs().pow(beta)).sum() for r in roundings]
+    terms = [undecided(r.alpha, beta) for r in roundings]
     return weight * torch.stack(terms).sum() if terms else weight * 0
 
 

@@ -282,7 +282,7 @@ def test_share_of_flipped_weights():
 def test_nothing_is_left_switched_on():
     graph, _, _ = walk()
     assert not any(q.active or q.drop or q.observer for q in quantizers(graph))
-    assert not any(q.learning for q in adarounds(graph))
+    assert all(q.floor is None for q in adarounds(graph))
 
 
 @pytest.mark.parametrize("quantizer", ["FixedFakeQuantize", "LSQPlusFakeQuantize"])
