@@ -1,8 +1,8 @@
 """Learned rounding of weights: between down and up while it is learned (Nagel et al., *AdaRound*, ICML 2020).
 
 `h(alpha) = clamp(1.2 * sigmoid(alpha) - 0.1, 0, 1)` (eq. 23) is 0 where a weight rounds down and 1 where it rounds up.
-Both functions below work out their derivative for `alpha` beside their value, in one pass over memory: a layer of many
-weights and few pixels otherwise spends more time on its rounding than on its convolution.
+Each function works out its derivative for `alpha` beside its value, in one pass over memory: a layer of many weights
+and few pixels otherwise takes as long for its rounding as for its convolution.
 """
 
 from typing import Any, cast
