@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from qdrop.quantization.affine import along_channels
 from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
 
+FLOATS_OF_A_REGISTER = 8
+"""Of AVX2."""
+
 
 class QuantizedModule(nn.Module):
     """A weighted layer with a quantizer for its weight; mixed into one class per layer type."""
@@ -66,7 +69,19 @@ class QConv2d(QuantizedModule, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, I, H, W] -> [N, O, H', W']."""
-        return self._conv_forward(x, self.quantized_weight(), self.bias)
+        weight = self.quantized_weight()
+        if self._skips_pixels_of_few_channels() and (weight.requires_grad or x.requires_grad):
+            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight, self.bias)
+        return self._conv_forward(x, weight, self.bias)
+
+    def _skips_pixels_of_few_channels(self) -> bool:
+        """Whether oneDNN must not be asked for a gradient: it skips the pixels itself, and does so wrongly.
+
+        On a CPU without AVX-512, with channels last and less than a register of them, it writes beyond its memory
+        (version 3.13, in torch 2.15).
+        """
+        pointwise = self.kernel_size == (1, 1) and self.padding in ((0, 0), "valid") and self.groups == 1
+        return pointwise and self.stride != (1, 1) and self.in_channels < FLOATS_OF_A_REGISTER
 
 
 class QConv1d(QuantizedModule, nn.Conv1d):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from networks import weight_spec
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdrop.quantization.fake_quant import build_quantizer
 from qdrop.quantization.quantized_module import QUANTIZED, float_type
@@ -88,3 +89,36 @@ def test_settle_of_a_fixed_rounding():
     quantized = twin(LAYERS["linear"][0], "FixedFakeQuantize")
     quantized.calibrate_weight()
     assert quantized.settle() == 0
+
+
+class Strides(TorchDispatchMode):
+    """Notes the strides of the convolutions inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.found.append(tuple(args[3]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(4, (1, 1)), (8, (2, 2))])
+def test_skipping_pixels_of_few_channels(channels, stride):
+    """With a gradient oneDNN is not asked to skip them, and the gradients are those of the layer as it is."""
+    layer = nn.Conv2d(channels, 6, 1, stride=2)
+    quantized, x = twin(layer), torch.randn(3, channels, 7, 7)
+    seen, shown = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with Strides() as strides:
+        ours = quantized(seen)
+    assert strides.found == [stride]
+    theirs = layer(shown)
+    torch.testing.assert_close(ours, theirs)
+    by = torch.randn(ours.shape)
+    gradients = [torch.autograd.grad(y, (z, layer.weight), by) for y, z in ((ours, seen), (theirs, shown))]
+    torch.testing.assert_close(*gradients)
+    layer.requires_grad_(False)
+    with Strides() as strides:
+        assert torch.equal(quantized(x), layer(x))
+    assert strides.found == [(2, 2)] * 2
