@@ -101,6 +101,6 @@ def _soft_rounding(alpha: Tensor, slope: Tensor) -> Tensor:
     sigmoid = torch.sigmoid(alpha)
     stretched = sigmoid * STRETCH + SHIFT
     rounding = stretched.clamp(0, 1)
-    # 1 - sigmoid, and 1 where the clamp is not at work
+    # The last factor is 1 where the clamp changes nothing, its ends included, else 0.
     torch.sub(1, sigmoid, out=slope).mul_(sigmoid).mul_(STRETCH).mul_(stretched.eq_(rounding))
     return rounding
