@@ -46,12 +46,17 @@ class FakeQuantize(nn.Module):
 
     def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
         """`x` on the grid, where `keep` (shape of `x`; None: everywhere) says so."""
-        scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in self.grid(x))
+        scale, zero_point = self._grid_along(x)
         return fake_quantize(x, scale, zero_point, self.qmin, self.qmax, keep)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point `[C]` to round `x` with, with the gradients the quantizer learns by."""
         return self.scale, self.zero_point
+
+    def _grid_along(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`grid`, to broadcast along the channels of `x`."""
+        scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in self.grid(x))
+        return scale, zero_point
 
     def new_observer(self) -> Observer:
         """A fresh observer for this quantizer's range."""
@@ -190,11 +195,6 @@ class AdaRoundFakeQuantize(FakeQuantize):
         nearest = self.levels.clone()
         self._set_levels(self.rounded_down(weight) + (self.alpha >= 0))
         return float((self.levels != nearest).float().mean())
-
-    def _grid_along(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, to broadcast along the weight's channels."""
-        scale, zero_point = (along_channels(v, weight, self.spec.ch_axis) for v in (self.scale, self.zero_point))
-        return scale, zero_point
 
     def _set_levels(self, integers: Tensor) -> None:
         self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))

@@ -52,11 +52,12 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_blocks_change_nothing(monkeypatch):
     """A weight of more than one block, in either layout, gives what its parts give."""
-    alpha, floor = of_integers((8, 4, 3, 3))
+    alpha, floor = of_integers((32, 16, 3, 3))
     expected = values_and_gradients(lambda a: soft_levels(a, floor, 0, 7), alpha, torch.tensor(1.0))
     amount = undecided(alpha, torch.tensor(5.0))
-    monkeypatch.setattr("qdrop.quantization.blocks.BLOCK", 50)
-    assert BLOCK > alpha.numel() > 50 * torch.get_num_threads()
+    size = 64  # whole registers: of what is left over, a sigmoid may differ in its last digit
+    monkeypatch.setattr("qdrop.quantization.blocks.BLOCK", size)
+    assert BLOCK > alpha.numel() > size * torch.get_num_threads()
     last = alpha.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     for rounding in (alpha, last):
         found = values_and_gradients(lambda a: soft_levels(a, floor, 0, 7), rounding, torch.tensor(1.0))
