@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from benchmarks.common import main
-from benchmarks.study import FAST, PUBLISHED, Study, measurement, parser
+from benchmarks.study import FAST, FASTER, PUBLISHED, Study, measurement, parser
 from qdrop.config import PRESETS, DataConfig, QuantConfig, ReconConfig
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 """What is compared; the rates are those of Adam."""
 FACTORS: dict[str, dict[str, Any]] = {
-    "rounding 1e-1": FAST | {"round_lr": 1e-1},
+    "rounding 1e-1": FASTER,
     "rounding weight 1e-1": FAST | {"weight": 1e-1},
     "rounding weight 1e-3": FAST | {"weight": 1e-3},
     "exponent from 10": FAST | {"b_range": (10.0, 2.0)},

@@ -12,7 +12,7 @@ whether a faster rate of the rounding would suit it better. Parts of it can be r
 import sys
 
 from benchmarks.common import main
-from benchmarks.study import FAST, PUBLISHED, Study, measurement, parser
+from benchmarks.study import FAST, FASTER, PUBLISHED, Study, measurement, parser
 from qdrop.config import PRESETS, ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 
 STUDY = Study(
@@ -28,7 +28,7 @@ STUDY = Study(
     ),
     held_out=488,
     schedules={"published": PUBLISHED, "rounding 3e-2": FAST},
-    factors={"rounding 1e-1": FAST | {"round_lr": 1e-1}},
+    factors={"rounding 1e-1": FASTER},
 )
 
 if __name__ == "__main__":
