@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, fx
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.quantization.ops import activations, module_of, operation
+from qdrop.quantization.ops import GraphError, activations, module_of, operation
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.quantized_module import QUANTIZED, QConv2d, float_type
 from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.quantization.units import UnitSpec, boundary
+from qdrop.quantization.units import UnitSpec, boundary, has_a_row_per_image
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,9 @@ def segments(model: fx.GraphModule, plan: Plan) -> list[Segment]:
 
     Returns:
         Segments; the first reads the model's input, each other only what earlier ones wrote.
+
+    Raises:
+        GraphError: If a value that one leaves to another has not one row for each image.
     """
     unit_of = {name: unit for unit in plan.units for name in unit.nodes}
     computed = activations(model.graph)
@@ -127,6 +130,13 @@ def _segment(model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node],
     inputs, outputs = boundary(nodes, computed)
     module = _extract(model, nodes, inputs, outputs)
     name = nodes[0].name if unit is None else unit.module
+    for node in outputs:
+        if not has_a_row_per_image(node):
+            shape = tuple(node.meta["tensor_meta"].shape)
+            raise GraphError(
+                f"'{node.name}', which leaves '{name}', is of shape {shape} and so has no row for each image: it cannot"
+                " be kept from one unit to the next"
+            )
     return Segment(name, module, tuple(n.name for n in inputs), tuple(n.name for n in outputs), unit)
 
 

@@ -10,6 +10,8 @@ from qdrop.quantization.ops import operation
 from qdrop.quantization.sites import Wiring
 
 Step = Callable[[fx.Node], Iterable[fx.Node]]
+Blocks = dict[str, tuple[fx.Node, ...]]
+"""Nodes of each block by its path."""
 
 LARGEST_SHARE = 0.25
 """Largest share of the network's layers in a block that has blocks inside; beyond, these are the units."""
@@ -53,19 +55,23 @@ def find_units(
         granularity: `block` or `layer`.
 
     Returns:
-        Units in execution order, and a note for each block that fell back to what is inside it.
+        Units in execution order, and a note for each block or layer that could not be one. A layer that is in
+        none, as no module around it could be one, is only rounded to the nearest.
     """
     blocks, notes = _find_blocks(graph, wiring) if granularity == "block" else ({}, [])
+    blocks, alone, more = _enclose(graph, wiring, blocks)
     block_of = {node: path for path, nodes in blocks.items() for node in nodes}
     candidates: dict[str, _Candidate] = {}
     for layer in wiring.layers:
         path = block_of.get(layer)
+        if layer in alone:
+            continue
         if path is None:
             nodes = _extended((layer,), wiring, set(block_of))
             candidates[str(layer.target)] = _Candidate(str(layer.target), "layer", nodes)
         else:
             candidates[path] = _Candidate(path, "block", blocks[path])
-    return [_spec(candidate, wiring, quantized) for candidate in candidates.values()], notes
+    return [_spec(candidate, wiring, quantized) for candidate in candidates.values()], [*notes, *more]
 
 
 def _spec(candidate: _Candidate, wiring: Wiring, quantized: list[str]) -> UnitSpec:
@@ -75,10 +81,10 @@ def _spec(candidate: _Candidate, wiring: Wiring, quantized: list[str]) -> UnitSp
     return UnitSpec(candidate.module, candidate.kind, weights, quantizers - weights, names)
 
 
-def _find_blocks(graph: fx.GraphModule, wiring: Wiring) -> tuple[dict[str, tuple[fx.Node, ...]], list[str]]:
+def _find_blocks(graph: fx.GraphModule, wiring: Wiring) -> tuple[Blocks, list[str]]:
     """Nodes of the outermost modules that can be units, and a note for each that cannot."""
     layers_inside = _working_modules(graph, wiring)
-    blocks: dict[str, tuple[fx.Node, ...]] = {}
+    blocks: Blocks = {}
     notes: list[str] = []
     for path, layers in layers_inside.items():  # an outer module comes before those inside it
         if any(_is_inside(path, block) for block in blocks):
@@ -96,6 +102,29 @@ def _find_blocks(graph: fx.GraphModule, wiring: Wiring) -> tuple[dict[str, tuple
         else:
             blocks[path] = nodes
     return blocks, notes
+
+
+def _enclose(graph: fx.GraphModule, wiring: Wiring, blocks: Blocks) -> tuple[Blocks, set[fx.Node], list[str]]:
+    """Around each layer that cannot be a unit, such as one on windows of the image, the innermost module that can.
+
+    Returns:
+        The blocks with these modules, in place of what is inside them; layers without such a module; notes.
+    """
+    blocks, alone, notes = dict(blocks), set[fx.Node](), list[str]()
+    for layer in wiring.layers:
+        problem = _not_one_tensor(_extended((layer,), wiring, set()), wiring.activations)
+        if not problem or any(layer in nodes for nodes in blocks.values()):
+            continue
+        around = ((path, _nodes_inside(graph, path)) for path, _ in reversed(_stack(layer)[:-1]))
+        units = ((path, nodes) for path, nodes in around if not _not_one_tensor(nodes, wiring.activations))
+        path, nodes = next(units, ("", ()))
+        if path:
+            blocks = {block: inside for block, inside in blocks.items() if not _is_inside(block, path)} | {path: nodes}
+        else:
+            alone.add(layer)
+        what = f"'{path}' around it is reconstructed as one" if path else "it is rounded to the nearest"
+        notes.append(f"layer '{layer.target}' {problem}: {what}")
+    return blocks, alone, notes
 
 
 def _working_modules(graph: fx.GraphModule, wiring: Wiring) -> dict[str, int]:
@@ -143,8 +172,16 @@ def _not_one_tensor(nodes: tuple[fx.Node, ...], activations: set[fx.Node]) -> st
         return f"reads {len(inputs)} values"
     if len(outputs) != 1:
         return f"gives {len(outputs)} values"
-    several = any(not issubclass(node.meta["type"], Tensor) for node in (*inputs, *outputs))
-    return "passes several tensors as one value" if several else ""
+    if not all(issubclass(node.meta["type"], Tensor) for node in (*inputs, *outputs)):
+        return "passes several tensors as one value"
+    return "" if all(map(has_a_row_per_image, (*inputs, *outputs))) else "works on other rows than one for each image"
+
+
+def has_a_row_per_image(node: fx.Node) -> bool:
+    """Whether a tensor's first axis is that of the images, and not longer by windows, or heads, that are folded in."""
+    image = next(iter(node.graph.find_nodes(op="placeholder")))
+    rows: bool = node.meta["tensor_meta"].shape[:1] == image.meta["tensor_meta"].shape[:1]
+    return rows
 
 
 def boundary(nodes: Iterable[fx.Node], activations: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:

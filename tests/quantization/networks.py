@@ -136,6 +136,36 @@ class UNet(nn.Module):
         return self.head(self.decoder(self.encoder(F.max_pool2d(skip, 2)), skip))
 
 
+def windows(x: Tensor) -> Tensor:
+    """Windows of 4x4 as rows of their own: `[N, C, H, W]` to `[N * H/4 * W/4, 16, C]`."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+
+
+class Windowed(nn.Module):
+    """Layers that see four windows of an image as four rows, as in Swin transformers."""
+
+    def __init__(self, width: int = WIDTH):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        out = self.down(F.relu(self.up(windows(x))))  # [N * 4, 16, C]
+        return x + out.reshape(-1, 2, 2, 4, 4, x.shape[1]).permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+
+
+class OpenWindows(nn.Module):
+    """The same outside any block."""
+
+    def __init__(self, width: int = WIDTH):
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, width, 1), nn.Linear(width, width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        rows = F.relu(self.inner(windows(F.relu(self.stem(x)))))
+        return self.head(rows.reshape(-1, 64, rows.shape[-1]).mean(1))
+
+
 class Wrapper(nn.Module):
     """A whole network inside a class that does work of its own."""
 

@@ -2,11 +2,13 @@ import copy
 
 import pytest
 import torch
-from networks import NETWORKS, bits, images, network, planned, quantized
+import torch.nn.functional as F
+from networks import NETWORKS, bits, filled, images, network, planned, quantized, windows
+from torch import nn
 
 from qdrop.quantization.convert import quantize_graph, reads, segments
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.graph import trace
+from qdrop.quantization.graph import GraphError, trace
 from qdrop.quantization.plan import make_plan
 from qdrop.quantization.state import quantized_modules, quantizers, quantizing
 
@@ -75,6 +77,27 @@ def test_segments_in_sequence_are_the_model(calibrated, on):
     parts = segments(graph, plan)
     with quantizing(graph, weights=on, activations=on), torch.no_grad():
         assert torch.equal(run(parts, images()), graph(images()))
+
+
+class SplitWindows(nn.Module):
+    """Windows that are read again after a unit on whole images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        rows = windows(x)
+        scale = self.branch(x).mean()
+        return (self.inner(rows) * scale).reshape(-1, 64 * 6)
+
+
+def test_values_without_a_row_for_each_image_are_not_passed_on():
+    graph, plan = quantized(filled(SplitWindows()))
+    expected = r"'\w+', which leaves '\w+', is of shape \(8, 16, 6\) and so has no row for each image"
+    with pytest.raises(GraphError, match=expected):
+        segments(graph, plan)
 
 
 def test_a_unit_takes_and_gives_one_tensor(calibrated):

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from golden import GOLDEN_MODELS, load_fixture
-from networks import NETWORKS, UNet, bits, filled, images, network, planned
+from networks import NETWORKS, Network, OpenWindows, UNet, Windowed, bits, filled, images, network, planned
 from torch import nn
 
 from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
@@ -149,6 +149,24 @@ def test_layer_granularity(name):
 def test_block_that_reads_two_values_is_noted():
     (note,) = planned(filled(UNet()))[1].notes
     assert note == "block 'decoder' reads 2 values: its layers are reconstructed one by one"
+
+
+FOLDED = "works on other rows than one for each image"
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_layers_on_windows_are_one_unit_with_what_folds_them(granularity):
+    plan = planned(filled(Network(Windowed())), granularity=granularity)[1]
+    assert described(plan)[1] == ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"]
+    notes = {"block": (), "layer": (f"layer 'body.0.up' {FOLDED}: 'body.0' around it is reconstructed as one",)}
+    assert plan.notes == notes[granularity]
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_a_layer_on_windows_outside_any_module_is_in_no_unit(granularity):
+    plan = planned(filled(OpenWindows()), granularity=granularity)[1]
+    assert described(plan)[1] == ["stem layer 1+1", "head layer 1+0"]
+    assert plan.notes == (f"layer 'inner' {FOLDED}: it is rounded to the nearest",)
 
 
 def test_image_and_output_are_not_quantized():
