@@ -190,7 +190,7 @@ def main(
     torch.set_num_threads(args.threads)
 
     started = time.perf_counter()
-    with layer_arithmetic(None), keeping_freed_memory():  # as a run does, for all candidates alike
+    with layer_arithmetic(), keeping_freed_memory():  # as a run does, for all candidates alike
         outcome = measure(args)
     seconds = time.perf_counter() - started
     for table in outcome.tables:

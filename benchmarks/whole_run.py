@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("qdrop").setLevel(logging.ERROR)  # random weights are meant
     config = replace(published(args.iters), compile=args.compile, cache=CacheConfig(device=args.cache))
-    with layer_arithmetic(None), keeping_freed_memory():
+    with layer_arithmetic(), keeping_freed_memory():
         print(json.dumps(whole_run(args.images, config, torch.device(args.device))))
 
 

@@ -86,7 +86,7 @@ def quantize(
     parameter = next(model.parameters(), torch.empty(0))
     target = _usable(parameter.device if device is None else device)
 
-    with layer_arithmetic(None):  # TF32 would tell the traced graph from the model
+    with layer_arithmetic():  # TF32 would tell the traced graph from the model
         graph = _trace(model, images[:2].to(parameter.device))
     plan = make_plan(graph, quant, recon.granularity if recon else "block")
     quantized = quantize_graph(graph, plan).to(target)
@@ -94,7 +94,7 @@ def quantize(
         tensor.data = tensor.data.clone()  # the model may be trained on, or loaded anew
     batch_size = recon.batch_size if recon else 32
     units: tuple[UnitReport, ...] = ()
-    with layer_arithmetic(recon), keeping_freed_memory():
+    with layer_arithmetic(), keeping_freed_memory():
         calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
         if recon is not None:
             with UnitProgress(len(plan.units), recon.iters) as progress:

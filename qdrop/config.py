@@ -130,7 +130,7 @@ class ReconConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the iteration of a unit; auto: where that saves more time than it takes."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Arithmetic of the layers during reconstruction; losses and what is learned stay in float32. tf32: GPU only."""
+    """Arithmetic of the layers in an iteration; losses and what is learned stay in float32. tf32: GPU only."""
     granularity: Literal["block", "layer"] = "block"
     """A unit is a residual block (or a layer outside any), or always a single layer."""
     cache: CacheConfig = field(default_factory=CacheConfig)

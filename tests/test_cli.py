@@ -166,8 +166,7 @@ def test_a_checkpoint_is_read_once(command, folder, tmp_path, monkeypatch):
     assert len(reads) == 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_evaluate_computes_in_the_precision_of_the_run(precision, folder, monkeypatch):
+def test_evaluate_computes_in_float32_as_the_run_did(folder, monkeypatch):
     seen = []
 
     def accuracy(*args):
@@ -175,8 +174,8 @@ def test_evaluate_computes_in_the_precision_of_the_run(precision, folder, monkey
         return 50.0
 
     monkeypatch.setattr("qdrop.solver.evaluate.accuracy", accuracy)
-    assert main(["evaluate", str(folder / FILES[0]), f"quant.recon.precision={precision}"]) == 0
-    assert seen == [(precision == "tf32",) * 2]
+    assert main(["evaluate", str(folder / FILES[0])]) == 0
+    assert seen == [(False, False)]
 
 
 def test_evaluate_with_other_settings(folder, capsys):

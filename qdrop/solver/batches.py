@@ -125,7 +125,9 @@ class Batches:
 
     def _read(self, value: Stored, rows: Tensor, room: Tensor) -> Tensor:
         """Rows in their own type on the device: transferred as they are stored, converted there."""
-        return value.read(rows, room).to(self._device, non_blocking=True).to(value.dtype)
+        found = value.read(rows, room)
+        # Towards a GPU alone: a copy from one to main memory would be read before it is there.
+        return found.to(self._device, non_blocking=self._stream is not None).to(value.dtype)
 
 
 def _stored(value: Value) -> Stored:

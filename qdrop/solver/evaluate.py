@@ -38,7 +38,7 @@ ALWAYS = (
     "process.threads",
 )
 """Settings that have an effect on every evaluation."""
-TORCH = ("process.device", "quant.recon.precision")
+TORCH = ("process.device",)
 """Those of a network that PyTorch runs."""
 PLACES = {"imagenet": ("data.path", "data.classes"), "cifar10": ("data.path", "data.classes"), "digits": ()}
 """Those that say where the data lies, by its type."""
@@ -126,7 +126,7 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, int, Con
     for images, _ in loader:
         check_network(model, images[:1].to(device), num_classes(config.data))
         break
-    with layer_arithmetic(config.quant.recon), keeping_freed_memory():  # as the run that measured the recorded top-1
+    with layer_arithmetic(), keeping_freed_memory():  # as the run that measured the recorded top-1
         return accuracy(model, loader, device), len(loader.dataset), config  # type: ignore[arg-type]
 
 

@@ -54,7 +54,7 @@ def run(config: Config, out: Path) -> Result:
         if (found := complete(out, config)) is not None:
             log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
             return found
-        with logging_to(out), layer_arithmetic(config.quant.recon), keeping_freed_memory():
+        with logging_to(out), layer_arithmetic(), keeping_freed_memory():
             return _quantize(config, out)
 
 

@@ -6,24 +6,22 @@ from typing import Any
 
 import torch
 
-from qdrop.config import ReconConfig
 from qdrop.quantization.state import holding
 
 
 @contextmanager
-def layer_arithmetic(recon: ReconConfig | None) -> Iterator[None]:
+def layer_arithmetic(tf32: bool = False) -> Iterator[None]:
     """Inside: a GPU computes float32 layers in TF32 (10 bits of mantissa) or not; torch's own default is a mixture.
 
     Args:
-        recon: TF32 where its `precision` says so; None: float32.
+        tf32: Whether it does.
     """
-    allowed = recon is not None and recon.precision == "tf32"
     cudnn: Any = torch.backends.cudnn  # mypy knows only some of its parts
     products = torch.backends.cuda.matmul
     if _older_interface():
-        arithmetic = holding((cudnn, products), "allow_tf32", allowed)
+        arithmetic = holding((cudnn, products), "allow_tf32", tf32)
     else:
-        arithmetic = holding((cudnn.conv, cudnn.rnn, products), "fp32_precision", "tf32" if allowed else "ieee")
+        arithmetic = holding((cudnn.conv, cudnn.rnn, products), "fp32_precision", "tf32" if tf32 else "ieee")
     with holding((cudnn,), "benchmark", True), arithmetic:
         yield
 

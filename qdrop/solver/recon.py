@@ -17,8 +17,9 @@ from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.loss import reconstruction_loss
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
+from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.step import Compiler
-from qdrop.solver.storage import Storage
+from qdrop.solver.storage import CacheError, Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
 
 log = logging.getLogger("qdrop")
@@ -180,14 +181,25 @@ class _Walk:
         def attempt() -> float:
             part.module.load_state_dict(start)
             generator = unit_generator(self.seed, part.name)
-            return reconstruct_unit(
-                part.module, inputs, target, self.config, generator, watch=watcher, compiler=compiler
-            )
+            with layer_arithmetic(tf32=self.config.precision == "tf32"):
+                return reconstruct_unit(
+                    part.module, inputs, target, self.config, generator, watch=watcher, compiler=compiler
+                )
 
         try:
-            return self.storage.survive(attempt)
+            return self._learned(attempt)
         except ReconstructionError as error:
             raise ReconstructionError(f"unit '{part.name}': {error}") from error
+
+    def _learned(self, attempt: Callable[[], float]) -> float:
+        """What `attempt()` returns, with the cache one place further each time memory runs out, at last uncompiled."""
+        try:
+            return self.storage.survive(attempt)
+        except CacheError as error:
+            if not self.compiler.give_up():
+                raise
+            log.warning("going on without compilation: %s", error)
+        return self.storage.survive(attempt)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

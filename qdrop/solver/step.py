@@ -25,6 +25,7 @@ from qdrop.quantization.drop import Drop, scrambled_positions
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import adarounds, quantizers
 from qdrop.solver.loss import reconstruction_loss, rounding_loss
+from qdrop.solver.memory import is_out_of_memory
 
 log = logging.getLogger("qdrop")
 
@@ -172,12 +173,20 @@ class Compiler:
             return eager(loss)
         try:
             return self._compile(loss, example)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever is wrong with a compiler: it is not needed
-            self.mode = "off"
+            if is_out_of_memory(error):
+                raise
+            self.give_up()
             log.warning("going on without compilation, which failed here: %s", first_line(error))
             return eager(loss)
+
+    def give_up(self) -> bool:
+        """Compile no more and let go of what was compiled, memory of CUDA graphs included; whether it had a part."""
+        had, self.mode = self.mode != "off", "off"
+        if self._compiled:
+            self._compiled.clear()
+            torch.compiler.reset()
+        return had
 
     def _compile(self, loss: UnitLoss, example: Inputs) -> Gradients:
         graph, values = traced(loss, example)

@@ -217,6 +217,7 @@ class Storage:
         """
         while True:
             try:
+                self._move_on()
                 return work()
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -228,16 +229,16 @@ class Storage:
                         f"{memory} ran out with the cache on {self._places[0]}; lower recon.batch_size: {error}"
                     ) from error
                 log.warning("memory ran out; the cache moves from %s to %s (%s)", *self._places[:2], error)
-            self._retreat()  # here, where the error no longer holds on to what was being computed
+            self._places.pop(0)
+            gc.collect()  # here, where the error no longer holds on to what was being computed
 
-    def _retreat(self) -> None:
-        left = self._places.pop(0)
-        gc.collect()
-        for value in list(self._values):
-            if value.place == left:
-                place = self._place(value.nbytes)
-                value.move(self._allocate(place, value.shape, value.dtype, value.stored_dtype, value.layout))
-        if self._device.type == "cuda":
+    def _move_on(self) -> None:
+        """Bring what lies in a place that was given up to the next one."""
+        left_behind = [value for value in self._values if value.place not in self._places]
+        for value in left_behind:
+            place = self._place(value.nbytes)
+            value.move(self._allocate(place, value.shape, value.dtype, value.stored_dtype, value.layout))
+        if left_behind and self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _place(self, size: int) -> Place:

@@ -53,6 +53,20 @@ def test_any_number_of_batches(count, tmp_path):
     assert len(list(data("disk", folder=tmp_path).stream(draws(count)))) == count
 
 
+def test_main_memory_is_waited_for(monkeypatch):
+    """A copy from a GPU that nobody waits for would be read before it is there."""
+    original, asked = torch.Tensor.to, []
+
+    def to(self, *args, **kwargs):
+        asked.append(kwargs.get("non_blocking", False))
+        return original(self, *args, **kwargs)
+
+    source = data("cpu")
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    source.gather(torch.tensor([1, 2]))
+    assert asked and not any(asked)
+
+
 def test_plain_tensors_do():
     one = values(0)
     batch = Batches(Pair(one, one), values(1), CPU).gather(torch.tensor([3, 3, 0]))

@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from networks import NETWORKS, bits, images, network, quantized
+from networks import NETWORKS, Network, OpenWindows, Windowed, bits, filled, images, network, quantized
 
 from qdrop.config import ActivationQConfig, CacheConfig, QuantConfig, ReconConfig
 from qdrop.quantization.convert import segments
@@ -370,6 +370,16 @@ def test_any_network(name, granularity):
         assert graph(images()).isfinite().all()
 
 
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+@pytest.mark.parametrize("model", [lambda: Network(Windowed()), OpenWindows], ids=["block", "open"])
+def test_windows_folded_into_the_batch(model, granularity):
+    graph, plan = quantized(filled(model()), granularity=granularity)
+    reports = list(reconstruct(graph, plan, images(), replace(CONFIG, iters=2), 0, CPU))
+    assert [report.unit for report in reports] == [unit.module for unit in plan.units]
+    with quantizing(graph), torch.no_grad():
+        assert graph(images()).isfinite().all()
+
+
 def test_weights_are_never_written():
     graph, plan = quantized(network("residual"))
     before = {key: v.clone() for key, v in graph.state_dict().items() if "quantizer" not in key}
@@ -542,6 +552,23 @@ def test_stops_within_a_hundred_iterations():
         reconstruct_unit(unit, inputs, target, config, torch.Generator().manual_seed(0), watch=steps.append)
     assert len(steps) < 101
     assert not any(q.active or q.drop for q in quantizers(unit))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_for_the_iterations_alone(precision, monkeypatch):
+    seen = {"calibrated": [], "stepped": []}
+
+    def noting(when, original):
+        def note(*args, **kwargs):
+            seen[when].append(torch.backends.cuda.matmul.allow_tf32)
+            return original(*args, **kwargs)
+
+        return note
+
+    monkeypatch.setattr(recon, "run_all", noting("calibrated", recon.run_all))
+    monkeypatch.setattr(recon, "reconstruct_unit", noting("stepped", recon.reconstruct_unit))
+    walk(config=replace(CONFIG, iters=1, precision=precision))
+    assert set(seen["calibrated"]) == {False} and set(seen["stepped"]) == {precision == "tf32"}
 
 
 def test_tf32_on_a_cpu_is_announced(caplog):

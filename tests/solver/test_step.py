@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from networks import images, network, quantized
+from torch._inductor.exc import InductorError
 
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig
 from qdrop.quantization.convert import segments
@@ -109,14 +110,33 @@ def test_a_compiler_that_fails_is_mentioned_once(caplog, monkeypatch):
     assert [r.message for r in caplog.records] == ["going on without compilation, which failed here: no C++ compiler"]
 
 
-def test_out_of_memory_is_not_taken_for_a_compiler_that_fails(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        InductorError(torch.OutOfMemoryError("CUDA out of memory"), None),
+    ],
+)
+def test_out_of_memory_is_not_taken_for_a_compiler_that_fails(error, monkeypatch):
     def fails(*args, **kwargs):
-        raise torch.OutOfMemoryError("no memory")
+        raise error
 
     monkeypatch.setattr(step.torch, "compile", fails)
     part, inputs = blocks()[0]
-    with pytest.raises(torch.OutOfMemoryError):
-        gradients(part, inputs, lambda loss, inputs: Compiler("on")(loss, inputs, 1))
+    compiler = Compiler("on")
+    with pytest.raises(type(error)):
+        gradients(part, inputs, lambda loss, inputs: compiler(loss, inputs, 1))
+    assert compiler.mode == "on"
+
+
+def test_a_compiler_that_gives_up_lets_go_of_what_it_compiled(caplog):
+    compiler = Compiler("on")
+    part, inputs = blocks()[0]
+    gradients(part, inputs, lambda loss, inputs: compiler(loss, inputs, 1))
+    assert len(compiler._compiled) == 1
+    assert compiler.give_up() and not compiler.give_up()
+    assert compiler.mode == "off" and not compiler._compiled
 
 
 def test_auto_compiles_where_the_iterations_save_more_than_it_takes(monkeypatch):

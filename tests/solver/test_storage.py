@@ -256,6 +256,42 @@ def test_survives_once_per_place(tmp_path, caplog):
         place.survive(lambda: work(1))
 
 
+class OnGpu(Stored):
+    """Says that it is on a GPU, until it is moved."""
+
+    place = "gpu"
+
+    def move(self, empty):
+        super().move(empty)
+        self.__class__ = Stored
+
+
+def test_memory_that_runs_out_on_the_way_to_the_next_place(tmp_path, monkeypatch):
+    """One value has moved by then, the others have not; all end up on disk."""
+    place = Storage(CacheConfig("cpu"), CPU, folder=tmp_path)
+    place._places.insert(0, "gpu")
+    stored = [place._register(OnGpu(values(seed=number), torch.float32)) for number in range(3)]
+    original, allocated, calls = Storage._allocate, [], []
+
+    def allocate(self, there, *args):
+        allocated.append(there)
+        if allocated == ["cpu", "cpu"]:
+            raise RuntimeError(ALLOCATOR)
+        return original(self, there, *args)
+
+    def work():
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("simulated")
+        return "done"
+
+    monkeypatch.setattr(Storage, "_allocate", allocate)
+    assert place.survive(work) == "done"
+    assert allocated == ["cpu", "cpu", "disk", "disk", "disk"]
+    assert [value.place for value in stored] == ["disk"] * 3
+    assert all(torch.equal(value[:], values(seed=number)) for number, value in enumerate(stored))
+
+
 def test_a_full_gpu_is_not_helped_by_moving_from_main_memory():
     place = Storage(CacheConfig("cpu"), GPU)
     calls = []
@@ -272,6 +308,20 @@ def test_a_full_gpu_is_not_helped_by_moving_from_main_memory():
 def test_other_errors_pass():
     with pytest.raises(ZeroDivisionError):
         Storage(CacheConfig("cpu"), CPU).survive(lambda: 1 // 0)
+
+
+def test_at_last_a_run_goes_on_without_compilation(tmp_path, monkeypatch, caplog):
+    """Where the cache is on disk already and memory runs out while compiling."""
+
+    def fails(*args, **kwargs):
+        raise RuntimeError(ALLOCATOR)
+
+    expected = walk(replace(CONFIG, compile="off"))
+    monkeypatch.setattr("qdrop.solver.step.torch.compile", fails)
+    assert_same(expected, walk(replace(with_cache(device="disk"), compile="on"), tmp_path))
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        f"going on without compilation: memory ran out with the cache on disk; lower recon.batch_size: {ALLOCATOR}"
+    ]
 
 
 @pytest.mark.parametrize(
