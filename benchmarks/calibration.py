@@ -65,13 +65,14 @@ class Case:
         return WIDTHS * (1 if self.one_sided else 2**bit)
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool, device: torch.device) -> list[Case]:
     """An activation behind a ReLU, a weight, and if there is time an activation of both signs."""
     generator = torch.Generator().manual_seed(0)
-    signed = torch.randn(256, 64, 56, 56, generator=generator)
+    signed = torch.randn(256, 64, 56, 56, generator=generator).to(device)
+    weight = torch.randn(512, 512, 3, 3, generator=generator).to(device)
     some = [
         Case("activation after ReLU", signed.clamp(min=0), -1, one_sided=True),
-        Case("weight", torch.randn(512, 512, 3, 3, generator=generator), 0, one_sided=False),
+        Case("weight", weight, 0, one_sided=False),
     ]
     return some if quick else [*some, Case("activation of both signs", signed, -1, one_sided=False)]
 
@@ -86,7 +87,8 @@ def search(case: Case, bit: int) -> tuple[Tensor, Tensor]:
 def candidate(case: Case, bit: int) -> Callable[[], Tensor]:
     """Tries one range for each channel: the error of the full tensor."""
     rows, top = case.rows, 2**bit - 1
-    scale, zero_point = torch.full((len(rows),), 0.1), torch.zeros(len(rows), dtype=torch.int32)
+    scale = torch.full((len(rows),), 0.1, device=rows.device)
+    zero_point = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
 
     def run() -> Tensor:
         if len(rows) == 1:
@@ -101,11 +103,11 @@ def candidate(case: Case, bit: int) -> Callable[[], Tensor]:
 def all_ranges(case: Case, bit: int, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Every candidate's ends `[C, K]`, `[C, K]` for `rows` `[C, n]`."""
     lo, hi = rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0)
-    width = torch.arange(1, WIDTHS + 1) / WIDTHS
+    width = torch.arange(1, WIDTHS + 1, device=rows.device) / WIDTHS
     if case.one_sided:
         return lo * width, hi * width
     top = 2**bit - 1
-    width, zero_point = torch.cartesian_prod(width, torch.arange(top + 1.0)).unbind(1)
+    width, zero_point = torch.cartesian_prod(width, torch.arange(top + 1.0, device=rows.device)).unbind(1)
     low = -zero_point * (hi - lo) * width / top
     return low, low + (hi - lo) * width
 
@@ -163,7 +165,7 @@ def find(case: Case, bit: int, rounds: int) -> Finding:
         for _ in range(TRIED):
             tried()
 
-    timings = interleaved({"ours": lambda: search(case, bit), "few": few}, rounds)
+    timings = interleaved({"ours": lambda: search(case, bit), "few": few}, rounds, case.tensor.device)
     times = case.candidates(bit) / TRIED
     return Finding(
         case,
@@ -177,7 +179,8 @@ def find(case: Case, bit: int, rounds: int) -> Finding:
 
 def measure(args: Namespace) -> Outcome:
     """Time and loss of every case at every width."""
-    findings = [find(case, bit, rounds=2 if args.quick else 5) for case in cases(args.quick) for bit in BITS]
+    rounds = 2 if args.quick else 5
+    findings = [find(case, bit, rounds) for case in cases(args.quick, args.device) for bit in BITS]
     table = Table(
         f"Seconds of the exhaustive search: those of {TRIED} candidates times their number. Target: at least 50 times"
         " faster, loss within 0.5%.",

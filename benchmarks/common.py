@@ -149,15 +149,15 @@ def machine(device: torch.device) -> Machine:
     )
 
 
-def arguments(doc: str, name: str) -> argparse.ArgumentParser:
-    """The arguments every benchmark takes; it may add its own."""
+def arguments(doc: str, name: str, devices: Sequence[str] = ("cpu", "cuda")) -> argparse.ArgumentParser:
+    """The arguments every benchmark takes; it may add its own. `devices`: where it can be run."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, smaller or fewer cases; not recorded")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and machine here too")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", choices=devices, default="cpu", help="default: %(default)s")
     return parser
 
 
@@ -197,7 +197,8 @@ def main(
         table.show()
     for note in outcome.notes:
         print(note)
-    label = name if args.device.type == "cpu" else f"{name}-{args.device.type}"
+    # A record of several runs collects them, wherever each was made.
+    label = name if args.device.type == "cpu" or outcome.command else f"{name}-{args.device.type}"
     record = Record(
         benchmark=label,
         title=doc.strip().splitlines()[0].rstrip("."),

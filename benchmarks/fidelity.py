@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace) -> Outcome:
     """Top-1 of both ways for every seed; 20 iterations of one seed if `args.quick`."""
     iters, seeds = (20, [1]) if args.quick else (args.iters, args.seeds)
     data = DataConfig("cifar10", path=args.data, augment=False, num_workers=0, input_size=32, test_resize=32)
-    network, loader = build_model("resnet20", {}, args.weights).eval(), validation_loader(data)
+    network, loader = build_model("resnet20", {}, args.weights).eval().to(args.device), validation_loader(data)
     settings = QuantConfig(ActivationQConfig(bit=4), WeightQConfig(bit=2), recon=ReconConfig(iters=iters))
     figures: dict[str, float] = {}
     for seed in seeds:
@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace) -> Outcome:
         for name, step in (("qdrop", recon.reconstruct_unit), ("plain", reconstruct_plainly)):
             with patch.object(recon, "reconstruct_unit", step):
                 quantized, _ = qdrop.quantize(network, images, settings, seed=seed)
-            figures[f"seed{seed}.{name}.top1"] = accuracy(quantized, loader, torch.device("cpu"))
+            figures[f"seed{seed}.{name}.top1"] = accuracy(quantized, loader, args.device)
             print(seed, name, f"{figures[f'seed{seed}.{name}.top1']:.2f}", flush=True)
     caption = f"ResNet-20 at W2A4, {iters:,} iterations of the published schedule, top-1 in percent."
     return Outcome(figures, (Table(caption, ("seed", "qdrop", "plain", "difference"), rows(figures, seeds)),))

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, fx
 
 import qdrop
-from benchmarks.common import Outcome, Table, Timings, axes, bars, interleaved, main
+from benchmarks.common import Outcome, Table, Timings, arguments, axes, bars, interleaved, main
 from qdrop.export import export_onnx
 from qdrop.models import build_model
 
@@ -199,4 +199,4 @@ def _notes(figures: dict[str, float]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "inference", measure))
+    sys.exit(main(__doc__, "inference", measure, arguments(str(__doc__), "inference", devices=("cpu",))))

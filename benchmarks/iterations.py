@@ -13,19 +13,18 @@ benchmarks/results/iterations.json to start afresh.
 import sys
 from typing import Any
 
-from benchmarks.common import main
-from benchmarks.study import FAST, FASTER, PUBLISHED, Study, measurement, parser
+from benchmarks.study import FAST, FASTER, PUBLISHED, Study, main
 from qdrop.config import PRESETS, DataConfig, QuantConfig, ReconConfig
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "published": PUBLISHED,
-    "rounding 1e-2": {"round_lr": 1e-2, "scale_lr": 4e-5},
     "rounding 3e-2": FAST,
-    "rounding 1e-2, scales 4e-4": {"round_lr": 1e-2, "scale_lr": 4e-4},
 }
-"""What is compared; the rates are those of Adam."""
+"""What is compared."""
 FACTORS: dict[str, dict[str, Any]] = {
+    "rounding 1e-2": FAST | {"round_lr": 1e-2},
     "rounding 1e-1": FASTER,
+    "scales 4e-4": FAST | {"scale_lr": 4e-4},
     "rounding weight 1e-1": FAST | {"weight": 1e-1},
     "rounding weight 1e-3": FAST | {"weight": 1e-3},
     "exponent from 10": FAST | {"b_range": (10.0, 2.0)},
@@ -50,4 +49,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, STUDY.name, measurement(STUDY), parser(str(__doc__), STUDY)))
+    sys.exit(main(__doc__, STUDY))

@@ -11,8 +11,7 @@ whether a faster rate of the rounding would suit it better. Parts of it can be r
 
 import sys
 
-from benchmarks.common import main
-from benchmarks.study import FAST, FASTER, PUBLISHED, Study, measurement, parser
+from benchmarks.study import FAST, FASTER, PUBLISHED, Study, main
 from qdrop.config import PRESETS, ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 
 STUDY = Study(
@@ -32,4 +31,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, STUDY.name, measurement(STUDY), parser(str(__doc__), STUDY)))
+    sys.exit(main(__doc__, STUDY))

@@ -14,7 +14,8 @@ HEADER = """\
 # Benchmarks
 
 Made by `python -m benchmarks.report` from `results/*.json`, which hold every figure under a plain name; do not edit.
-Each benchmark takes `--quick` (a minute or two, not recorded), `--threads N`, `--json FILE` and `--device cpu|cuda`.
+Each benchmark takes `--quick` (a minute or two, not recorded), `--threads N`, `--json FILE` and `--device cpu|cuda`
+(`inference`: cpu). No GPU has been measured yet: all figures below are of CPUs.
 Ratios are of candidates timed in turns within one run. Machines differ and are shared: compare ratios, not seconds.
 """
 

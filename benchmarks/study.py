@@ -7,7 +7,7 @@ import argparse
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import qdrop
+from benchmarks import common
 from benchmarks.common import COLORS, HERE, QUICK, Outcome, Record, Table, arguments, axes
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 from qdrop.files import write_file
@@ -100,14 +101,14 @@ def agreement(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
 def runs(study: Study, args: argparse.Namespace, planned: list[Key]) -> Iterator[tuple[Key, float, float]]:
     """Agreement with full precision on images held out, and top-1 on test images, of each run."""
     data = replace(study.data, path=args.data)
-    reference = build_model(study.network, {}, args.weights).eval()
+    reference = build_model(study.network, {}, args.weights).eval().to(args.device)
     loader = validation_loader(data)
     for key in planned:
         bits, schedule, iters, seed = key
         calibration, held_out = split(study, data, seed)
         settings = study.settings(bits, schedule, iters)
         quantized, _ = qdrop.quantize(reference, calibration, settings, seed=seed)
-        found = agreement(quantized, reference, held_out), accuracy(quantized, loader, torch.device("cpu"))
+        found = agreement(quantized, reference, held_out.to(args.device)), accuracy(quantized, loader, args.device)
         print(*key, "held out: {:.2f}, test: {:.2f}".format(*found), flush=True)
         yield key, *found
 
@@ -129,16 +130,22 @@ def key_of(name: str) -> tuple[Key, str]:
     return (bits, schedule, int(iters), int(seed.removeprefix("seed"))), what
 
 
-def recorded(name: str) -> dict[str, float]:
-    """Figures of the runs on record, and of those that a study which was killed had finished."""
-    path, left = HERE / "results" / f"{name}.json", unfinished(name)
-    figures = dict(Record.read(path).figures) if path.exists() else {}
-    return figures | (json.loads(left.read_text(encoding="utf-8")) if left.exists() else {})
+def on_record(name: str) -> dict[str, float]:
+    """Figures of the runs on record."""
+    path = HERE / "results" / f"{name}.json"
+    return dict(Record.read(path).figures) if path.exists() else {}
 
 
 def unfinished(name: str) -> Path:
-    """Where the figures of a study are kept until it ends."""
+    """Where the figures of a study are kept until they are on record."""
     return QUICK / f"{name}-unfinished.json"
+
+
+def kept(name: str) -> dict[str, float]:
+    """Figures of runs that are not on record yet: of a study that was killed, or that runs beside this one."""
+    path = unfinished(name)
+    figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return figures
 
 
 def of_seeds(figures: dict[str, float], group: Group, what: str) -> list[float]:
@@ -217,17 +224,24 @@ def quick(study: Study, args: argparse.Namespace) -> Outcome:
 
 def whole(study: Study, args: argparse.Namespace) -> Outcome:
     """What is not on record of every schedule, number of iterations and seed; what is finished is not lost."""
-    figures, kept = recorded(study.name), unfinished(study.name)
+    found = on_record(study.name) | kept(study.name)
     every = product(args.iters, args.seeds, args.bits, args.schedules)
     keys = ((bits, schedule, iters, seed) for iters, seed, bits, schedule in every)
-    planned = [key for key in keys if name_of(key, "top1") not in figures]
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    planned = [key for key in keys if name_of(key, "top1") not in found]
+    unfinished(study.name).parent.mkdir(parents=True, exist_ok=True)
     with suppress(KeyboardInterrupt):
         for run in runs(study, args, planned):
-            figures |= figures_of(*run)
-            write_file(kept, json.dumps(figures))
-    kept.unlink(missing_ok=True)
-    return outcome(study, figures, args)
+            found |= kept(study.name) | figures_of(*run)  # another part of the study may be running beside this one
+            write_file(unfinished(study.name), json.dumps(found))
+    return outcome(study, on_record(study.name) | kept(study.name) | found, args)
+
+
+def main(doc: str | None, study: Study, argv: Sequence[str] | None = None) -> int:
+    """Run a study from the command line: see :func:`benchmarks.common.main`."""
+    status = common.main(doc, study.name, measurement(study), parser(str(doc), study), argv)
+    if kept(study.name).items() <= on_record(study.name).items():  # not before, and not after a quick run
+        unfinished(study.name).unlink(missing_ok=True)
+    return status
 
 
 def parser(doc: str, study: Study) -> argparse.ArgumentParser:

@@ -1,11 +1,13 @@
 """The study of schedules: what is on record is not run again, and what is finished is not lost."""
 
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+import torch
 
-from benchmarks import iterations_mobilenetv2, study
+from benchmarks import common, iterations_mobilenetv2, study
 from benchmarks.common import HERE, Record
 from benchmarks.iterations import STUDY
 from benchmarks.study import FAST, PUBLISHED, measurement, name_of
@@ -46,24 +48,80 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on_from_there(tmp_
     assert {row[1] for row in factors.rows} == {"rounding 3e-2", "batch 64"}
 
 
-def test_a_killed_study_loses_no_run(tmp_path, monkeypatch):
-    planned = []
+COMMAND = ["--data=../data", "--weights=net.pth", "--iters=300", "--seeds", "1", "2", "--schedules", "rounding 3e-2"]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    for module in (study, common):
+        monkeypatch.setattr(module, "HERE", tmp_path)
+        monkeypatch.setattr(module, "QUICK", tmp_path / "runs")
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def figures(folder):
+    return Record.read(folder / "results" / "iterations.json").figures
+
+
+@pytest.mark.parametrize("what", ["runs", "plot"])
+def test_a_study_that_fails_loses_no_run(what, folders, monkeypatch):
+    """Neither those finished before one that fails, nor all of them where drawing does."""
+    planned, plot = [], study.plot
 
     def runs(study, args, keys):
         planned.append(keys)
-        yield keys[0], 80.0, 70.0
-        if len(planned) == 1:
-            raise SystemExit("killed")
+        for key in keys:
+            yield key, 80.0, 70.0
+            if what == "runs":
+                raise SystemExit("killed")
 
-    monkeypatch.setattr(study, "HERE", tmp_path)
-    monkeypatch.setattr(study, "QUICK", tmp_path / "runs")
+    def fails(*args):
+        raise SystemExit("cannot draw")
+
     monkeypatch.setattr(study, "runs", runs)
+    monkeypatch.setattr(study, "plot", plot if what == "runs" else fails)
     with pytest.raises(SystemExit):
-        measurement(STUDY)(ARGS)
-    outcome = measurement(STUDY)(ARGS)
-    assert planned[1] == planned[0][1:]
-    assert len(outcome.figures) == 4
-    assert list((tmp_path / "runs").iterdir()) == []
+        study.main("Title.", STUDY, COMMAND)
+    monkeypatch.setattr(study, "plot", plot)
+    done = {"runs": 1, "plot": 4}[what]
+    with suppress(SystemExit):
+        study.main("Title.", STUDY, COMMAND)
+    assert len(planned[0]) == 4 and planned[1] == planned[0][done:]
+    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    assert study.main("Title.", STUDY, COMMAND) == 0
+    assert len(figures(folders)) == 8 and not list((folders / "runs").glob("*unfinished*"))
+
+
+def test_two_parts_of_a_study_may_run_side_by_side(folders, monkeypatch):
+    """The second starts while the first is at its last run, and ends before it."""
+
+    def runs(study_, args, keys):
+        yield keys[0], 80.0, 70.0
+        if args.seeds == [1]:
+            assert study.main("Title.", STUDY, [*COMMAND, "--seeds", "2"]) == 0
+        yield keys[1], 81.0, 71.0
+
+    monkeypatch.setattr(study, "runs", runs)
+    assert study.main("Title.", STUDY, [*COMMAND, "--seeds", "1"]) == 0
+    assert len(figures(folders)) == 8
+
+
+def test_a_quick_run_leaves_what_is_kept_alone(folders, monkeypatch):
+    study.unfinished("iterations").parent.mkdir()
+    study.unfinished("iterations").write_text('{"W2A4.published.300.seed1.top1": 70.0}')
+    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    assert study.main("Title.", STUDY, [*COMMAND, "--quick"]) == 0
+    assert study.kept("iterations") == {"W2A4.published.300.seed1.top1": 70.0}
+
+
+def test_runs_on_a_gpu_go_to_the_same_record(folders, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    assert study.main("Title.", STUDY, [*COMMAND, "--device", "cuda"]) == 0
+    assert len(figures(folders)) == 8
 
 
 def test_each_factor_is_one_setting_of_the_fast_schedule():
