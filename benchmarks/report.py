@@ -15,9 +15,10 @@ HEADER = """\
 
 Made by `python -m benchmarks.report` from `results/*.json`, which hold every figure under a plain name; do not edit.
 Each benchmark takes `--quick` (a minute or two, not recorded), `--threads N`, `--json FILE` and `--device cpu|cuda`
-(`inference`: cpu). No GPU has been measured yet: all figures below are of CPUs.
+(`inference`: cpu).
 Ratios are of candidates timed in turns within one run. Machines differ and are shared: compare ratios, not seconds.
 """
+NO_GPU = "No GPU has been measured yet.\n"
 
 
 def report(folder: Path) -> str:
@@ -29,9 +30,10 @@ def report(folder: Path) -> str:
     Raises:
         TypeError: If a result is not a record; as :meth:`Record.read`.
     """
-    files = sorted((folder / "results").glob("*.json"))
-    sections = [text for file in files for text in section(Record.read(file))]
-    return "\n".join([HEADER, *sections])
+    records = [Record.read(file) for file in sorted((folder / "results").glob("*.json"))]
+    measured = any(record.machine["gpu"] for record in records)
+    sections = [text for record in records for text in section(record)]
+    return "\n".join([HEADER, *([] if measured else [NO_GPU]), *sections])
 
 
 def section(record: Record) -> Iterator[str]:
