@@ -115,7 +115,9 @@ def _enclose(graph: fx.GraphModule, wiring: Wiring, blocks: Blocks) -> tuple[Blo
         problem = _not_one_tensor(_extended((layer,), wiring, set()), wiring.activations)
         if not problem or any(layer in nodes for nodes in blocks.values()):
             continue
-        around = ((path, _nodes_inside(graph, path)) for path, _ in reversed(_stack(layer)[:-1]))
+        claimed = {node for nodes in blocks.values() for node in nodes}
+        paths = (path for path, _ in reversed(_stack(layer)[:-1]))
+        around = ((path, _extended(_nodes_inside(graph, path), wiring, claimed)) for path in paths)
         units = ((path, nodes) for path, nodes in around if not _not_one_tensor(nodes, wiring.activations))
         path, nodes = next(units, ("", ()))
         if path:

@@ -86,6 +86,7 @@ def reconstruct(
         A report per unit, after which the unit's weights are settled.
 
     Raises:
+        GraphError: If a value between two units has not one row for each image.
         ReconstructionError: If a loss is not finite; names the unit.
         CacheError: If memory ran out and there is no place further away.
         OSError: If values are to be kept on disk and there is no room.

@@ -156,8 +156,10 @@ FOLDED = "works on other rows than one for each image"
 
 @pytest.mark.parametrize("granularity", ["block", "layer"])
 def test_layers_on_windows_are_one_unit_with_what_folds_them(granularity):
-    plan = planned(filled(Network(Windowed())), granularity=granularity)[1]
+    graph, plan = planned(filled(Network(Windowed(), nn.ReLU())), granularity=granularity)
     assert described(plan)[1] == ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"]
+    (activation,) = graph.graph.find_nodes(op="call_module", target="body.1")
+    assert activation.name in plan.units[1].nodes
     notes = {"block": (), "layer": (f"layer 'body.0.up' {FOLDED}: 'body.0' around it is reconstructed as one",)}
     assert plan.notes == notes[granularity]
 
