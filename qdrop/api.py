@@ -58,7 +58,8 @@ def quantize(
         calibration: Images `[N, C, H, W]`, or batches of them; of a batch `(images, labels)` the first is
             taken. The first `config.calibrate` images are used. They need no labels.
         config: A `QuantConfig`, or the `quant` section of a config file as a dict; None: the published
-            method at W2A4. A dict without `recon` means round-to-nearest, as in a config file.
+            method at W2A4. A dict without `recon` means round-to-nearest, as in a config file. What
+            `recon.cache` keeps on disk lies in the temporary folder of the system (`TMPDIR`).
         seed: Seed of the batches and of the drop.
         device: Where to compute; None: where the model's parameters are.
 
@@ -71,6 +72,9 @@ def quantize(
             names the parameter or module and the reason.
         ConfigError: If the config has an unknown key or a value out of range.
         PlanError: If a pattern of `config.overrides` matches no layer.
+        ReconstructionError: If a loss is not finite; names the unit.
+        CacheError: If memory ran out wherever activations were kept.
+        OSError: If they are to be kept on disk and there is no room.
         TypeError: If the model is no module.
         ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
             float32 tensors `[N, C, H, W]`, or no such device.

@@ -12,7 +12,12 @@ from real_data import real_folder
 ROOT = Path(__file__).parents[2]
 CIFAR = ("cifar10", "cifar10/weights/resnet20.safetensors")
 IMAGENET = ("imagenet", "imagenet/weights/mobilenetv2.safetensors")
-DATA = {"fidelity": CIFAR, "iterations": CIFAR, "iterations_mobilenetv2": IMAGENET}
+DATA = {
+    "fidelity": CIFAR,
+    "iterations": CIFAR,
+    "iterations_mobilenetv2": IMAGENET,
+    "iterations_mobilenetv2_112": IMAGENET,
+}
 """Data and weights, below QDROP_DATA, of those that need them."""
 
 
