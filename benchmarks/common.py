@@ -197,8 +197,7 @@ def main(
         table.show()
     for note in outcome.notes:
         print(note)
-    # A record of several runs collects them, wherever each was made.
-    label = name if args.device.type == "cpu" or outcome.command else f"{name}-{args.device.type}"
+    label = label_of(name, args.device)
     record = Record(
         benchmark=label,
         title=doc.strip().splitlines()[0].rstrip("."),
@@ -215,6 +214,11 @@ def main(
     if args.json is not None:
         record.write(args.json)
     return 0
+
+
+def label_of(name: str, device: torch.device) -> str:
+    """What the record of a benchmark is named."""
+    return name if device.type == "cpu" else f"{name}-{device.type}"
 
 
 def keep(record: Record, plot: Figure | None, folder: Path) -> None:

@@ -86,10 +86,10 @@ def measure(args: argparse.Namespace) -> Outcome:
     }
     notes = (
         "Least memory: `quant.recon.compile=off quant.recon.cache.device=disk`.",
-        "The published code itself was measured once, on a machine of this kind with one thread.",
+        "The published code itself was measured once, on a CPU of this kind with one thread.",
         "Images are random tensors. A run that reads image files also loads torchvision, 160 MB with the compiler's"
         " modules, which it imports itself.",
-        *(goals(runs) if args.device.type == "cpu" else ()),  # as the published code was measured on one
+        *(goals(runs) if args.device.type == "cpu" else ()),  # the published code was measured on a CPU
         f"A process that imports torch and lets its optimizer Adam take one step holds {least:.0f} MB on the CPU.",
     )
     caption = f"{count:,} images, {iters:,} iterations for each unit, {args.threads} thread(s)."

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import qdrop
 from benchmarks import common
-from benchmarks.common import COLORS, HERE, QUICK, Outcome, Record, Table, arguments, axes
+from benchmarks.common import COLORS, HERE, QUICK, Outcome, Record, Table, arguments, axes, label_of
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 from qdrop.files import write_file
 from qdrop.models import build_model
@@ -130,20 +130,20 @@ def key_of(name: str) -> tuple[Key, str]:
     return (bits, schedule, int(iters), int(seed.removeprefix("seed"))), what
 
 
-def on_record(name: str) -> dict[str, float]:
+def on_record(label: str) -> dict[str, float]:
     """Figures of the runs on record."""
-    path = HERE / "results" / f"{name}.json"
+    path = HERE / "results" / f"{label}.json"
     return dict(Record.read(path).figures) if path.exists() else {}
 
 
-def unfinished(name: str) -> Path:
+def unfinished(label: str) -> Path:
     """Where the figures of a study are kept until they are on record."""
-    return QUICK / f"{name}-unfinished.json"
+    return QUICK / f"{label}-unfinished.json"
 
 
-def kept(name: str) -> dict[str, float]:
-    """Figures of runs that are not on record yet: of a study that was killed, or that runs beside this one."""
-    path = unfinished(name)
+def kept(label: str) -> dict[str, float]:
+    """Figures of runs that are not on record yet: of a study that failed, or of another part of this one."""
+    path = unfinished(label)
     figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return figures
 
@@ -155,11 +155,10 @@ def of_seeds(figures: dict[str, float], group: Group, what: str) -> list[float]:
 
 
 def groups(study: Study, figures: dict[str, float]) -> list[Group]:
-    """Bits, schedule and iterations of what is on record, in the order of the table."""
+    """Bits, schedule and iterations of what is on record of the study's schedules, in the order of the table."""
     order = list(BITS), list(study.all)
-    return sorted(
-        {key_of(name)[0][:3] for name in figures}, key=lambda g: (order[0].index(g[0]), order[1].index(g[1]), g[2])
-    )
+    found = {group for group in (key_of(name)[0][:3] for name in figures) if group[1] in study.all}
+    return sorted(found, key=lambda g: (order[0].index(g[0]), order[1].index(g[1]), g[2]))
 
 
 def plot(study: Study, figures: dict[str, float]) -> Figure:
@@ -224,23 +223,25 @@ def quick(study: Study, args: argparse.Namespace) -> Outcome:
 
 def whole(study: Study, args: argparse.Namespace) -> Outcome:
     """What is not on record of every schedule, number of iterations and seed; what is finished is not lost."""
-    found = on_record(study.name) | kept(study.name)
+    label = label_of(study.name, args.device)
     every = product(args.iters, args.seeds, args.bits, args.schedules)
     keys = ((bits, schedule, iters, seed) for iters, seed, bits, schedule in every)
-    planned = [key for key in keys if name_of(key, "top1") not in found]
-    unfinished(study.name).parent.mkdir(parents=True, exist_ok=True)
+    known = kept(label) | on_record(label)
+    planned = [key for key in keys if name_of(key, "top1") not in known]
+    unfinished(label).parent.mkdir(parents=True, exist_ok=True)
     with suppress(KeyboardInterrupt):
         for run in runs(study, args, planned):
-            found |= kept(study.name) | figures_of(*run)  # another part of the study may be running beside this one
-            write_file(unfinished(study.name), json.dumps(found))
-    return outcome(study, on_record(study.name) | kept(study.name) | found, args)
+            write_file(unfinished(label), json.dumps(kept(label) | figures_of(*run)))
+    return outcome(study, kept(label) | on_record(label), args)
 
 
 def main(doc: str | None, study: Study, argv: Sequence[str] | None = None) -> int:
     """Run a study from the command line: see :func:`benchmarks.common.main`."""
     status = common.main(doc, study.name, measurement(study), parser(str(doc), study), argv)
-    if kept(study.name).items() <= on_record(study.name).items():  # not before, and not after a quick run
-        unfinished(study.name).unlink(missing_ok=True)
+    for device in ("cpu", "cuda"):
+        label = label_of(study.name, torch.device(device))
+        if kept(label).keys() <= on_record(label).keys():  # not before, and not after a quick run
+            unfinished(label).unlink(missing_ok=True)
     return status
 
 

@@ -132,7 +132,7 @@ class ReconConfig:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the layers in an iteration; losses and what is learned stay in float32. tf32: GPU only."""
     granularity: Literal["block", "layer"] = "block"
-    """A unit is a residual block (or a layer outside any), or always a single layer."""
+    """A unit is a residual block (or a layer outside any), or a single layer wherever that can be."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where activations are kept, and how precisely."""
 

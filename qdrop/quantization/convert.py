@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.quantization.ops import GraphError, activations, module_of, operation
+from qdrop.quantization.ops import GraphError, activations, module_of
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.quantized_module import QUANTIZED, QConv2d, float_type
 from qdrop.quantization.spec import Kind, QuantizerSpec
@@ -105,8 +105,9 @@ def segments(model: fx.GraphModule, plan: Plan) -> list[Segment]:
         if node.op in ("placeholder", "output") or node not in computed:
             continue
         unit = unit_of.get(node.meta.get("quantizes", node.name))
-        if unit is None and _picks(node):
-            group = home[node.all_input_nodes[0]]
+        read = [n for n in node.all_input_nodes if n in computed]
+        if unit is None and len(read) == 1 and not has_a_row_per_image(read[0]):  # such a value is not passed on
+            group = home[read[0]]
         elif unit is not None and unit.module in of_unit:
             group = of_unit[unit.module]
         elif unit is None and groups and groups[-1][0] is None:
@@ -121,21 +122,15 @@ def segments(model: fx.GraphModule, plan: Plan) -> list[Segment]:
     return [_segment(model, unit, nodes, computed) for unit, nodes in groups]
 
 
-def _picks(node: fx.Node) -> bool:
-    """Whether a node takes one of several tensors, such as a chunk: that is done where they are made."""
-    return operation(node) == "getitem" and not issubclass(node.all_input_nodes[0].meta["type"], Tensor)
-
-
 def _segment(model: fx.GraphModule, unit: UnitSpec | None, nodes: list[fx.Node], computed: set[fx.Node]) -> Segment:
     inputs, outputs = boundary(nodes, computed)
     module = _extract(model, nodes, inputs, outputs)
     name = nodes[0].name if unit is None else unit.module
     for node in outputs:
         if not has_a_row_per_image(node):
-            shape = tuple(node.meta["tensor_meta"].shape)
             raise GraphError(
-                f"'{node.name}', which leaves '{name}', is of shape {shape} and so has no row for each image: it cannot"
-                " be kept from one unit to the next"
+                f"'{node.name}' leaves '{name}' and is not one tensor with a row for each image: nothing else can be"
+                " kept from one unit to the next; try the other recon.granularity, or round to the nearest (no recon)"
             )
     return Segment(name, module, tuple(n.name for n in inputs), tuple(n.name for n in outputs), unit)
 

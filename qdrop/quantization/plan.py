@@ -78,7 +78,7 @@ def make_plan(graph: fx.GraphModule, config: QuantConfig, granularity: str = "bl
     Args:
         graph: What :func:`qdrop.quantization.graph.trace` returned.
         config: Bits, quantizer and observer names, overrides.
-        granularity: `block`, or `layer` to make every weighted layer a unit of its own.
+        granularity: `block`, or `layer` to make every weighted layer a unit of its own where that can be.
 
     Returns:
         The plan.

@@ -10,11 +10,13 @@ from qdrop.quantization.ops import operation
 from qdrop.quantization.sites import Wiring
 
 Step = Callable[[fx.Node], Iterable[fx.Node]]
-Blocks = dict[str, tuple[fx.Node, ...]]
-"""Nodes of each block by its path."""
+Modules = dict[str, int]
+"""Paths of modules, and how many of the network's layers each holds."""
 
 LARGEST_SHARE = 0.25
 """Largest share of the network's layers in a block that has blocks inside; beyond, these are the units."""
+
+FOLDED = "reads or gives a tensor whose first axis is not the images'"
 
 _INSPECTIONS = {"size", "dim", "getattr", "getitem", "ndim", "numel", "eq", "int"}
 """Operations that look at a value without working on it."""
@@ -54,24 +56,29 @@ def find_units(
         quantized: Node name of every quantizer (a layer's twice if its output is quantized too).
         granularity: `block` or `layer`.
 
+    A layer that reads or gives something else than a row for each image, such as windows of it folded into the
+    batch, is in the unit of a module around it; where none can be one, it is only rounded to the nearest.
+
     Returns:
-        Units in execution order, and a note for each block or layer that could not be one. A layer that is in
-        none, as no module around it could be one, is only rounded to the nearest.
+        Units in execution order, and a note for each block or layer that could not be one.
     """
-    blocks, notes = _find_blocks(graph, wiring) if granularity == "block" else ({}, [])
-    blocks, alone, more = _enclose(graph, wiring, blocks)
+    working, folded = _working_modules(graph, wiring), _folded(wiring)
+    around = _around(graph, wiring, folded)
+    blocks, notes = _find_blocks(graph, wiring, working | around if granularity == "block" else around, working)
+    if granularity == "layer":
+        notes += [f"'{path}' is reconstructed as one: a layer inside {FOLDED}" for path in blocks]
     block_of = {node: path for path, nodes in blocks.items() for node in nodes}
     candidates: dict[str, _Candidate] = {}
     for layer in wiring.layers:
         path = block_of.get(layer)
-        if layer in alone:
-            continue
-        if path is None:
+        if path is None and layer in folded:
+            notes.append(f"layer '{layer.target}' {FOLDED}, and is in no unit: it is rounded to the nearest")
+        elif path is None:
             nodes = _extended((layer,), wiring, set(block_of))
             candidates[str(layer.target)] = _Candidate(str(layer.target), "layer", nodes)
         else:
             candidates[path] = _Candidate(path, "block", blocks[path])
-    return [_spec(candidate, wiring, quantized) for candidate in candidates.values()], [*notes, *more]
+    return [_spec(candidate, wiring, quantized) for candidate in candidates.values()], notes
 
 
 def _spec(candidate: _Candidate, wiring: Wiring, quantized: list[str]) -> UnitSpec:
@@ -81,18 +88,19 @@ def _spec(candidate: _Candidate, wiring: Wiring, quantized: list[str]) -> UnitSp
     return UnitSpec(candidate.module, candidate.kind, weights, quantizers - weights, names)
 
 
-def _find_blocks(graph: fx.GraphModule, wiring: Wiring) -> tuple[Blocks, list[str]]:
-    """Nodes of the outermost modules that can be units, and a note for each that cannot."""
-    layers_inside = _working_modules(graph, wiring)
-    blocks: Blocks = {}
+def _find_blocks(
+    graph: fx.GraphModule, wiring: Wiring, candidates: Modules, working: Modules
+) -> tuple[dict[str, tuple[fx.Node, ...]], list[str]]:
+    """Nodes of the outermost candidates that can be units, and a note for each that cannot."""
+    blocks: dict[str, tuple[fx.Node, ...]] = {}
     notes: list[str] = []
-    for path, layers in layers_inside.items():  # an outer module comes before those inside it
+    for path, layers in sorted(candidates.items(), key=lambda item: item[0].count(".")):  # outer before inner
         if any(_is_inside(path, block) for block in blocks):
             continue
-        others = [other for other in layers_inside if not _is_inside(path, other)]
+        others = [other for other in candidates if not _is_inside(path, other)]
         claimed = {node for other in others for node in _nodes_inside(graph, other)}
         nodes = _extended(_nodes_inside(graph, path), wiring, claimed)
-        within = [other for other in layers_inside if other != path and _is_inside(other, path)]
+        within = [other for other in working if other != path and _is_inside(other, path)]
         problem = _not_one_tensor(nodes, wiring.activations)
         if len(within) > 1 and layers > LARGEST_SHARE * len(wiring.layers):
             problem = f"holds {layers} of {len(wiring.layers)} layers"
@@ -104,32 +112,25 @@ def _find_blocks(graph: fx.GraphModule, wiring: Wiring) -> tuple[Blocks, list[st
     return blocks, notes
 
 
-def _enclose(graph: fx.GraphModule, wiring: Wiring, blocks: Blocks) -> tuple[Blocks, set[fx.Node], list[str]]:
-    """Around each layer that cannot be a unit, such as one on windows of the image, the innermost module that can.
-
-    Returns:
-        The blocks with these modules, in place of what is inside them; layers without such a module; notes.
-    """
-    blocks, alone, notes = dict(blocks), set[fx.Node](), list[str]()
-    for layer in wiring.layers:
-        problem = _not_one_tensor(_extended((layer,), wiring, set()), wiring.activations)
-        if not problem or any(layer in nodes for nodes in blocks.values()):
-            continue
-        claimed = {node for nodes in blocks.values() for node in nodes}
-        paths = (path for path, _ in reversed(_stack(layer)[:-1]))
-        around = ((path, _extended(_nodes_inside(graph, path), wiring, claimed)) for path in paths)
-        units = ((path, nodes) for path, nodes in around if not _not_one_tensor(nodes, wiring.activations))
-        path, nodes = next(units, ("", ()))
-        if path:
-            blocks = {block: inside for block, inside in blocks.items() if not _is_inside(block, path)} | {path: nodes}
-        else:
-            alone.add(layer)
-        what = f"'{path}' around it is reconstructed as one" if path else "it is rounded to the nearest"
-        notes.append(f"layer '{layer.target}' {problem}: {what}")
-    return blocks, alone, notes
+def _folded(wiring: Wiring) -> set[fx.Node]:
+    """Layers that cannot be units by themselves."""
+    return {n for n in wiring.layers if _not_one_tensor(_extended((n,), wiring, set()), wiring.activations)}
 
 
-def _working_modules(graph: fx.GraphModule, wiring: Wiring) -> dict[str, int]:
+def _around(graph: fx.GraphModule, wiring: Wiring, layers: set[fx.Node]) -> Modules:
+    """The innermost module around each of `layers` that can be a unit, if it is not the whole network."""
+    found: Modules = {}
+    for layer in layers:
+        for path, _ in reversed(_stack(layer)[:-1]):
+            nodes = _nodes_inside(graph, path)
+            inside = sum(other in nodes for other in wiring.layers)
+            if inside < len(wiring.layers) and not _not_one_tensor(nodes, wiring.activations):
+                found[path] = inside
+                break
+    return found
+
+
+def _working_modules(graph: fx.GraphModule, wiring: Wiring) -> Modules:
     """Layers inside each module with two or more, but not all, whose class does work of its own somewhere."""
     working = {
         stack[-1][1]
@@ -161,9 +162,13 @@ def _nodes_inside(graph: fx.GraphModule, path: str) -> tuple[fx.Node, ...]:
 
 
 def _extended(nodes: tuple[fx.Node, ...], wiring: Wiring, claimed: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """`nodes` and the pointwise functions fused with one of them, if they stand outside and unclaimed."""
+    """`nodes` and the pointwise functions fused with one of them, if they stand outside, unclaimed and unfolded."""
     chains = (site.chain for site in wiring.sites if site.chain[0] in nodes)
-    fused = (node for chain in chains for node in takewhile(lambda n: n in nodes or n not in claimed, chain))
+
+    def joins(node: fx.Node) -> bool:
+        return node in nodes or (node not in claimed and has_a_row_per_image(node))
+
+    fused = (node for chain in chains for node in takewhile(joins, chain))
     return tuple(dict.fromkeys([*nodes, *fused]))
 
 
@@ -176,14 +181,14 @@ def _not_one_tensor(nodes: tuple[fx.Node, ...], activations: set[fx.Node]) -> st
         return f"gives {len(outputs)} values"
     if not all(issubclass(node.meta["type"], Tensor) for node in (*inputs, *outputs)):
         return "passes several tensors as one value"
-    return "" if all(map(has_a_row_per_image, (*inputs, *outputs))) else "works on other rows than one for each image"
+    return "" if all(map(has_a_row_per_image, (*inputs, *outputs))) else FOLDED
 
 
 def has_a_row_per_image(node: fx.Node) -> bool:
-    """Whether a tensor's first axis is that of the images, and not longer by windows, or heads, that are folded in."""
+    """Whether a value is one tensor whose first axis is as long as that of the images: nothing is folded into it."""
     image = next(iter(node.graph.find_nodes(op="placeholder")))
-    rows: bool = node.meta["tensor_meta"].shape[:1] == image.meta["tensor_meta"].shape[:1]
-    return rows
+    one = issubclass(node.meta["type"], Tensor)
+    return one and bool(node.meta["tensor_meta"].shape[:1] == image.meta["tensor_meta"].shape[:1])
 
 
 def boundary(nodes: Iterable[fx.Node], activations: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -196,10 +196,10 @@ class _Walk:
         """What `attempt()` returns, with the cache one place further each time memory runs out, at last uncompiled."""
         try:
             return self.storage.survive(attempt)
-        except CacheError as error:
+        except CacheError:
             if not self.compiler.give_up():
                 raise
-            log.warning("going on without compilation: %s", error)
+            log.warning("memory ran out once more: going on without compilation")
         return self.storage.survive(attempt)
 
 

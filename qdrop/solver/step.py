@@ -150,6 +150,7 @@ class Compiler:
 
     def __init__(self, mode: Literal["auto", "on", "off"]) -> None:
         self.mode = mode
+        self._tried = False
         self._compiled: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, loss: UnitLoss, example: Inputs, iters: int) -> Gradients:
@@ -176,19 +177,23 @@ class Compiler:
         except Exception as error:  # whatever is wrong with a compiler: it is not needed
             if is_out_of_memory(error):
                 raise
-            self.give_up()
+            self.mode = "off"
             log.warning("going on without compilation, which failed here: %s", first_line(error))
             return eager(loss)
 
     def give_up(self) -> bool:
-        """Compile no more and let go of what was compiled, memory of CUDA graphs included; whether it had a part."""
-        had, self.mode = self.mode != "off", "off"
-        if self._compiled:
-            self._compiled.clear()
-            torch.compiler.reset()
-        return had
+        """Where memory ran out: compile no more and let go of all compiled code and CUDA graphs of the process.
+
+        Returns:
+            Whether there can be any, so that it is worth another try.
+        """
+        self.mode = "off"
+        self._compiled.clear()
+        torch.compiler.reset()
+        return self._tried
 
     def _compile(self, loss: UnitLoss, example: Inputs) -> Gradients:
+        self._tried = True
         graph, values = traced(loss, example)
         tensors = (*values, *example.tensors())
         shapes = [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors]

@@ -1,5 +1,6 @@
 """The study of schedules: what is on record is not run again, and what is finished is not lost."""
 
+import json
 from argparse import Namespace
 from contextlib import suppress
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from benchmarks import common, iterations_mobilenetv2, study
 from benchmarks.common import HERE, Record
 from benchmarks.iterations import STUDY
-from benchmarks.study import FAST, PUBLISHED, measurement, name_of
+from benchmarks.study import FAST, PUBLISHED, key_of, measurement, name_of
 from qdrop.config import PRESETS
 from qdrop.solver.command import parse_args
 
@@ -18,6 +19,7 @@ ARGS = Namespace(
     data="../data",
     weights="net.pth",
     quick=False,
+    device=torch.device("cpu"),
     iters=[300],
     seeds=[1, 2],
     bits=["W2A4", "W2A2"],
@@ -116,12 +118,43 @@ def test_a_quick_run_leaves_what_is_kept_alone(folders, monkeypatch):
     assert study.kept("iterations") == {"W2A4.published.300.seed1.top1": 70.0}
 
 
-def test_runs_on_a_gpu_go_to_the_same_record(folders, monkeypatch):
+def test_runs_on_a_gpu_have_a_record_of_their_own(folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
-    assert study.main("Title.", STUDY, [*COMMAND, "--device", "cuda"]) == 0
-    assert len(figures(folders)) == 8
+    assert study.main("Title.", STUDY, COMMAND) == study.main("Title.", STUDY, [*COMMAND, "--device", "cuda"]) == 0
+    records = [Record.read(folders / "results" / f"{label}.json") for label in ("iterations", "iterations-cuda")]
+    assert [len(record.figures) for record in records] == [8, 8]
+    assert [record.machine["gpu"] for record in records] == [None, "a GPU"]
+    assert not list((folders / "runs").glob("*unfinished*"))
+
+
+def test_the_record_can_be_deleted_to_start_afresh(folders, monkeypatch):
+    """What is kept of a study that failed is only what is not on record."""
+    planned = []
+
+    def runs(study, args, keys):
+        planned.append(keys)
+        yield keys[0], 80.0, 70.0
+        if args.seeds == [2]:
+            raise SystemExit("killed")
+        yield keys[1], 80.0, 70.0
+
+    monkeypatch.setattr(study, "runs", runs)
+    assert study.main("Title.", STUDY, [*COMMAND, "--seeds", "1"]) == 0
+    with pytest.raises(SystemExit):
+        study.main("Title.", STUDY, [*COMMAND, "--seeds", "2"])
+    assert {key_of(name)[0] for name in study.kept("iterations")} == {planned[1][0]}
+
+
+def test_figures_of_a_schedule_that_is_gone_are_not_shown(folders, monkeypatch):
+    name = name_of(("W2A4", "an old one", 300, 1), "top1")
+    study.unfinished("iterations").parent.mkdir()
+    study.unfinished("iterations").write_text(json.dumps({name: 70.0}))
+    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    assert study.main("Title.", STUDY, COMMAND) == 0
+    record = Record.read(folders / "results" / "iterations.json")
+    assert name in record.figures and {row[1] for row in record.tables[0].rows} == {"rounding 3e-2"}
 
 
 def test_each_factor_is_one_setting_of_the_fast_schedule():

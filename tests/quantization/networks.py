@@ -166,6 +166,29 @@ class OpenWindows(nn.Module):
         return self.head(rows.reshape(-1, 64, rows.shape[-1]).mean(1))
 
 
+class OpenStage(nn.Module):
+    """Blocks, and between two of them a layer on windows."""
+
+    def __init__(self, *blocks: nn.Module, width: int = WIDTH):
+        super().__init__()
+        self.blocks, self.inner = nn.Sequential(*blocks), nn.Linear(width, width)
+
+    def forward(self, x):
+        out = F.relu(self.inner(windows(x)))
+        return self.blocks(x + out.reshape(-1, 2, 2, 4, 4, x.shape[1]).permute(0, 5, 1, 3, 2, 4).reshape(x.shape))
+
+
+class FoldedActivation(nn.Module):
+    """A layer's output is folded into rows of their own before its activation function."""
+
+    def __init__(self, width: int = WIDTH):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 1), nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.head(F.gelu(self.stem(x).reshape(-1, 16, WIDTH)).reshape(-1, 64, WIDTH).mean(1))
+
+
 class Wrapper(nn.Module):
     """A whole network inside a class that does work of its own."""
 

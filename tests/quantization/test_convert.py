@@ -1,10 +1,12 @@
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, bits, filled, images, network, planned, quantized, windows
-from torch import nn
+from networks import NETWORKS, bits, filled, images, network, planned, quantized
+from torch import Tensor, nn
 
 from qdrop.quantization.convert import quantize_graph, reads, segments
 from qdrop.quantization.fake_quant import FakeQuantize
@@ -79,24 +81,41 @@ def test_segments_in_sequence_are_the_model(calibrated, on):
         assert torch.equal(run(parts, images()), graph(images()))
 
 
-class SplitWindows(nn.Module):
-    """Windows that are read again after a unit on whole images."""
+class Gated(nn.Module):
+    """Values without a row for each image, read again after a unit on whole images."""
 
-    def __init__(self):
+    def __init__(self, split: Callable[[Tensor], Any], join: Callable[[Any, Tensor], Tensor]):
         super().__init__()
-        self.stem, self.branch, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 6)
+        self.stem, self.gate, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.split, self.join = split, join
 
     def forward(self, x):
-        x = F.relu(self.stem(x))
-        rows = windows(x)
-        scale = self.branch(x).mean()
-        return (self.inner(rows) * scale).reshape(-1, 64 * 6)
+        x = F.relu(self.stem(x)).mean(3)  # [N, 6, H]
+        parts = self.split(x)
+        return self.head(self.join(parts, torch.sigmoid(self.gate(x.mean(2)))))
+
+
+def stacked(x):
+    return x.reshape(-1, 3, 2, x.shape[2]).permute(1, 0, 2, 3)  # [3, N, 2, H]
+
+
+def joined(parts, gate):
+    return torch.cat([part.mean(2) for part in (parts[0], parts[1], parts[2])], 1) * gate
+
+
+@pytest.mark.parametrize("split", [stacked, lambda x: x.chunk(3, 1)], ids=["stacked", "chunks"])
+def test_what_is_taken_of_a_value_without_a_row_for_each_image_is_not_taken_later(split):
+    graph, plan = quantized(filled(Gated(split, joined)))
+    parts = segments(graph, plan)
+    with quantizing(graph), torch.no_grad():
+        assert torch.equal(run(parts, images()), graph(images()))
+    assert all(len(value) == 8 for value in (run(parts[:n], images()) for n in range(1, len(parts) + 1)))
 
 
 def test_values_without_a_row_for_each_image_are_not_passed_on():
-    graph, plan = quantized(filled(SplitWindows()))
-    expected = r"'\w+', which leaves '\w+', is of shape \(8, 16, 6\) and so has no row for each image"
-    with pytest.raises(GraphError, match=expected):
+    model = Gated(stacked, lambda parts, gate: (parts * gate.mean()).mean((0, 3)).repeat(1, 3))
+    graph, plan = quantized(filled(model))
+    with pytest.raises(GraphError, match=r"is not one tensor with a row for each image: .*recon\.granularity"):
         segments(graph, plan)
 
 

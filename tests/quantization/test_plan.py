@@ -3,13 +3,29 @@ import json
 import pytest
 import torch
 from golden import GOLDEN_MODELS, load_fixture
-from networks import NETWORKS, Network, OpenWindows, UNet, Windowed, bits, filled, images, network, planned
+from networks import (
+    NETWORKS,
+    FoldedActivation,
+    Network,
+    OpenStage,
+    OpenWindows,
+    PreActivation,
+    Residual,
+    UNet,
+    Windowed,
+    bits,
+    filled,
+    images,
+    network,
+    planned,
+)
 from torch import nn
 
 from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
 from qdrop.models import build_model
 from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import Plan, PlanError, make_plan
+from qdrop.quantization.units import FOLDED
 
 STEM = ["stem.0 w8", "stem.0 a4"]
 HEAD = ["head w8"]
@@ -151,16 +167,13 @@ def test_block_that_reads_two_values_is_noted():
     assert note == "block 'decoder' reads 2 values: its layers are reconstructed one by one"
 
 
-FOLDED = "works on other rows than one for each image"
-
-
 @pytest.mark.parametrize("granularity", ["block", "layer"])
 def test_layers_on_windows_are_one_unit_with_what_folds_them(granularity):
     graph, plan = planned(filled(Network(Windowed(), nn.ReLU())), granularity=granularity)
     assert described(plan)[1] == ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"]
     (activation,) = graph.graph.find_nodes(op="call_module", target="body.1")
     assert activation.name in plan.units[1].nodes
-    notes = {"block": (), "layer": (f"layer 'body.0.up' {FOLDED}: 'body.0' around it is reconstructed as one",)}
+    notes = {"block": (), "layer": (f"'body.0' is reconstructed as one: a layer inside {FOLDED}",)}
     assert plan.notes == notes[granularity]
 
 
@@ -168,7 +181,32 @@ def test_layers_on_windows_are_one_unit_with_what_folds_them(granularity):
 def test_a_layer_on_windows_outside_any_module_is_in_no_unit(granularity):
     plan = planned(filled(OpenWindows()), granularity=granularity)[1]
     assert described(plan)[1] == ["stem layer 1+1", "head layer 1+0"]
-    assert plan.notes == (f"layer 'inner' {FOLDED}: it is rounded to the nearest",)
+    assert plan.notes == (f"layer 'inner' {FOLDED}, and is in no unit: it is rounded to the nearest",)
+
+
+def test_a_module_around_windows_is_not_most_of_the_network():
+    """Six residual blocks and a layer on windows in one module: the blocks stay units."""
+    stage = OpenStage(*(Residual() for _ in range(6)))
+    for granularity, units in (("block", 6), ("layer", 12)):
+        plan = planned(filled(Network(stage)), granularity=granularity)[1]
+        assert len(plan.units) == 2 + units
+        assert plan.notes[-1] == f"layer 'body.0.inner' {FOLDED}, and is in no unit: it is rounded to the nearest"
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+@pytest.mark.parametrize(
+    "blocks", [(Residual, Windowed, PreActivation), (Windowed, PreActivation), (PreActivation, Windowed, Windowed)]
+)
+def test_units_share_no_node(blocks, granularity):
+    plan = planned(filled(Network(*(block() for block in blocks))), granularity=granularity)[1]
+    nodes = [node for unit in plan.units for node in unit.nodes]
+    assert len(nodes) == len(set(nodes))
+
+
+def test_what_folds_a_layers_output_is_not_of_its_unit():
+    """The activation function behind it would see windows."""
+    _, plan = planned(filled(FoldedActivation()), granularity="layer")
+    assert described(plan)[1] == ["stem layer 1+0", "head layer 1+0"] and plan.notes == ()
 
 
 def test_image_and_output_are_not_quantized():

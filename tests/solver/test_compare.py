@@ -38,17 +38,17 @@ def test_runs_differ_in_bits_and_drop_alone(tmp_path):
 
 
 def test_each_run_is_as_the_main_job_would_do_it(tmp_path, monkeypatch):
-    scopes = []
+    entered = []
 
     @contextmanager
     def layer_arithmetic():
-        scopes.append("float32")
+        entered.append(True)
         yield
 
     monkeypatch.setattr("qdrop.solver.main_imagenet.layer_arithmetic", layer_arithmetic)
     assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 0
     runs = 2 * len(SETTINGS)
-    assert scopes == runs * ["float32"]
+    assert len(entered) == runs
     logs = [file.read_text() for file in tmp_path.glob("*/run.log")]
     assert len(logs) == runs and all(log.count("; results in ") == 1 for log in logs)
 

@@ -556,7 +556,7 @@ def test_stops_within_a_hundred_iterations():
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 def test_tf32_is_for_the_iterations_alone(precision, monkeypatch):
-    seen = {"calibrated": [], "stepped": []}
+    seen = {"passed on": [], "stepped": []}
 
     def noting(when, original):
         def note(*args, **kwargs):
@@ -565,10 +565,10 @@ def test_tf32_is_for_the_iterations_alone(precision, monkeypatch):
 
         return note
 
-    monkeypatch.setattr(recon, "run_all", noting("calibrated", recon.run_all))
+    monkeypatch.setattr(recon, "run_all", noting("passed on", recon.run_all))
     monkeypatch.setattr(recon, "reconstruct_unit", noting("stepped", recon.reconstruct_unit))
     walk(config=replace(CONFIG, iters=1, precision=precision))
-    assert set(seen["calibrated"]) == {False} and set(seen["stepped"]) == {precision == "tf32"}
+    assert set(seen["passed on"]) == {False} and set(seen["stepped"]) == {precision == "tf32"}
 
 
 def test_tf32_on_a_cpu_is_announced(caplog):

@@ -130,13 +130,18 @@ def test_out_of_memory_is_not_taken_for_a_compiler_that_fails(error, monkeypatch
     assert compiler.mode == "on"
 
 
-def test_a_compiler_that_gives_up_lets_go_of_what_it_compiled(caplog):
-    compiler = Compiler("on")
+@pytest.mark.parametrize(("mode", "used"), [("on", True), ("auto", False), ("off", False)])
+def test_a_compiler_gives_up_all_that_was_compiled(mode, used, monkeypatch):
+    """It says whether that can help: for a few iterations `auto` compiles nothing."""
+    resets = []
+    monkeypatch.setattr(step.torch, "compile", lambda graph, **kwargs: graph)
+    monkeypatch.setattr(step.torch.compiler, "reset", lambda: resets.append(1))
+    compiler = Compiler(mode)
     part, inputs = blocks()[0]
     gradients(part, inputs, lambda loss, inputs: compiler(loss, inputs, 1))
-    assert len(compiler._compiled) == 1
-    assert compiler.give_up() and not compiler.give_up()
-    assert compiler.mode == "off" and not compiler._compiled
+    assert compiler.give_up() is used and len(resets) == 1
+    assert gradients(part, inputs, lambda loss, inputs: compiler(loss, inputs, 10**9))
+    assert compiler.mode == "off"
 
 
 def test_auto_compiles_where_the_iterations_save_more_than_it_takes(monkeypatch):

@@ -320,7 +320,7 @@ def test_at_last_a_run_goes_on_without_compilation(tmp_path, monkeypatch, caplog
     monkeypatch.setattr("qdrop.solver.step.torch.compile", fails)
     assert_same(expected, walk(replace(with_cache(device="disk"), compile="on"), tmp_path))
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
-        f"going on without compilation: memory ran out with the cache on disk; lower recon.batch_size: {ALLOCATOR}"
+        "memory ran out once more: going on without compilation"
     ]
 
 
