@@ -50,14 +50,14 @@ def find_units(
 ) -> tuple[list[UnitSpec], list[str]]:
     """Cut the graph into units.
 
+    A layer that reads or gives something else than a row for each image, such as windows of it folded into the
+    batch, is in the unit of a module around it; where none can be one, it is only rounded to the nearest.
+
     Args:
         graph: The traced graph.
         wiring: Its roles and sites.
         quantized: Node name of every quantizer (a layer's twice if its output is quantized too).
         granularity: `block` or `layer`.
-
-    A layer that reads or gives something else than a row for each image, such as windows of it folded into the
-    batch, is in the unit of a module around it; where none can be one, it is only rounded to the nearest.
 
     Returns:
         Units in execution order, and a note for each block or layer that could not be one.
@@ -112,12 +112,12 @@ def _find_blocks(
     return blocks, notes
 
 
-def _folded(wiring: Wiring) -> set[fx.Node]:
+def _folded(wiring: Wiring) -> list[fx.Node]:
     """Layers that cannot be units by themselves."""
-    return {n for n in wiring.layers if _not_one_tensor(_extended((n,), wiring, set()), wiring.activations)}
+    return [n for n in wiring.layers if _not_one_tensor(_extended((n,), wiring, set()), wiring.activations)]
 
 
-def _around(graph: fx.GraphModule, wiring: Wiring, layers: set[fx.Node]) -> Modules:
+def _around(graph: fx.GraphModule, wiring: Wiring, layers: list[fx.Node]) -> Modules:
     """The innermost module around each of `layers` that can be a unit, if it is not the whole network."""
     found: Modules = {}
     for layer in layers:
