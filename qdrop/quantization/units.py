@@ -1,5 +1,6 @@
 """Units of reconstruction: the part of the graph inside one block module, or a layer outside any block."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -62,8 +63,9 @@ def find_units(
     Returns:
         Units in execution order, and a note for each block or layer that could not be one.
     """
-    working, folded = _working_modules(graph, wiring), _folded(wiring)
-    around = _around(graph, wiring, folded)
+    layers_inside, folded = _layers_inside(wiring), _folded(wiring)
+    working = _working_modules(graph, layers_inside, wiring)
+    around = _around(graph, layers_inside, wiring, folded)
     blocks, notes = _find_blocks(graph, wiring, working | around if granularity == "block" else around, working)
     if granularity == "layer":
         notes += [f"'{path}' is reconstructed as one: a layer inside {FOLDED}" for path in blocks]
@@ -117,21 +119,25 @@ def _folded(wiring: Wiring) -> list[fx.Node]:
     return [n for n in wiring.layers if _not_one_tensor(_extended((n,), wiring, set()), wiring.activations)]
 
 
-def _around(graph: fx.GraphModule, wiring: Wiring, layers: list[fx.Node]) -> Modules:
-    """The innermost module around each of `layers` that can be a unit, if it is not the whole network."""
+def _layers_inside(wiring: Wiring) -> Modules:
+    """All modules that hold layers, but not all layers."""
+    counts = Counter(path for layer in wiring.layers for path, _ in _stack(layer)[:-1])
+    return {path: count for path, count in counts.items() if count < len(wiring.layers)}
+
+
+def _around(graph: fx.GraphModule, modules: Modules, wiring: Wiring, layers: list[fx.Node]) -> Modules:
+    """Of `modules` the innermost around each of `layers` that can be a unit."""
     found: Modules = {}
     for layer in layers:
-        for path, _ in reversed(_stack(layer)[:-1]):
-            nodes = _nodes_inside(graph, path)
-            inside = sum(other in nodes for other in wiring.layers)
-            if inside < len(wiring.layers) and not _not_one_tensor(nodes, wiring.activations):
-                found[path] = inside
-                break
+        around = (path for path, _ in reversed(_stack(layer)[:-1]) if path in modules)
+        units = (path for path in around if not _not_one_tensor(_nodes_inside(graph, path), wiring.activations))
+        if (path := next(units, None)) is not None:
+            found[path] = modules[path]
     return found
 
 
-def _working_modules(graph: fx.GraphModule, wiring: Wiring) -> Modules:
-    """Layers inside each module with two or more, but not all, whose class does work of its own somewhere."""
+def _working_modules(graph: fx.GraphModule, modules: Modules, wiring: Wiring) -> Modules:
+    """Those of `modules` with two or more layers whose class does work of its own somewhere."""
     working = {
         stack[-1][1]
         for node in graph.graph.nodes
@@ -139,12 +145,8 @@ def _working_modules(graph: fx.GraphModule, wiring: Wiring) -> Modules:
         for stack in [_stack(node)]
         if stack
     }
-    layers_inside: dict[str, int] = {}
-    for layer in wiring.layers:
-        for path, cls in _stack(layer)[:-1]:
-            if cls in working:
-                layers_inside[path] = layers_inside.get(path, 0) + 1
-    return {path: count for path, count in layers_inside.items() if 2 <= count < len(wiring.layers)}
+    classes = {path: cls for layer in wiring.layers for path, cls in _stack(layer)[:-1]}
+    return {path: count for path, count in modules.items() if count >= 2 and classes[path] in working}
 
 
 def _is_inside(path: str, module: str) -> bool:

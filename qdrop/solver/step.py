@@ -185,12 +185,12 @@ class Compiler:
         """Where memory ran out: compile no more and let go of all compiled code and CUDA graphs of the process.
 
         Returns:
-            Whether there can be any, so that it is worth another try.
+            Whether there can be any, so that it is worth another try; not a second time.
         """
-        self.mode = "off"
+        tried, self._tried, self.mode = self._tried, False, "off"
         self._compiled.clear()
         torch.compiler.reset()
-        return self._tried
+        return tried
 
     def _compile(self, loss: UnitLoss, example: Inputs) -> Gradients:
         self._tried = True

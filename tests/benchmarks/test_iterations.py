@@ -63,6 +63,11 @@ def folders(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+def finished(study, args, keys):
+    """In the place of `study.runs`."""
+    return ((key, 80.0, 70.0) for key in keys)
+
+
 def figures(folder):
     return Record.read(folder / "results" / "iterations.json").figures
 
@@ -91,7 +96,7 @@ def test_a_study_that_fails_loses_no_run(what, folders, monkeypatch):
     with suppress(SystemExit):
         study.main("Title.", STUDY, COMMAND)
     assert len(planned[0]) == 4 and planned[1] == planned[0][done:]
-    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    monkeypatch.setattr(study, "runs", finished)
     assert study.main("Title.", STUDY, COMMAND) == 0
     assert len(figures(folders)) == 8 and not list((folders / "runs").glob("*unfinished*"))
 
@@ -113,7 +118,7 @@ def test_two_parts_of_a_study_may_run_side_by_side(folders, monkeypatch):
 def test_a_quick_run_leaves_what_is_kept_alone(folders, monkeypatch):
     study.unfinished("iterations").parent.mkdir()
     study.unfinished("iterations").write_text('{"W2A4.published.300.seed1.top1": 70.0}')
-    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    monkeypatch.setattr(study, "runs", finished)
     assert study.main("Title.", STUDY, [*COMMAND, "--quick"]) == 0
     assert study.kept("iterations") == {"W2A4.published.300.seed1.top1": 70.0}
 
@@ -121,7 +126,7 @@ def test_a_quick_run_leaves_what_is_kept_alone(folders, monkeypatch):
 def test_runs_on_a_gpu_have_a_record_of_their_own(folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    monkeypatch.setattr(study, "runs", finished)
     assert study.main("Title.", STUDY, COMMAND) == study.main("Title.", STUDY, [*COMMAND, "--device", "cuda"]) == 0
     records = [Record.read(folders / "results" / f"{label}.json") for label in ("iterations", "iterations-cuda")]
     assert [len(record.figures) for record in records] == [8, 8]
@@ -151,7 +156,7 @@ def test_figures_of_a_schedule_that_is_gone_are_not_shown(folders, monkeypatch):
     name = name_of(("W2A4", "an old one", 300, 1), "top1")
     study.unfinished("iterations").parent.mkdir()
     study.unfinished("iterations").write_text(json.dumps({name: 70.0}))
-    monkeypatch.setattr(study, "runs", lambda study, args, keys: ((key, 80.0, 70.0) for key in keys))
+    monkeypatch.setattr(study, "runs", finished)
     assert study.main("Title.", STUDY, COMMAND) == 0
     record = Record.read(folders / "results" / "iterations.json")
     assert name in record.figures and {row[1] for row in record.tables[0].rows} == {"rounding 3e-2"}

@@ -142,6 +142,11 @@ def windows(x: Tensor) -> Tensor:
     return x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
 
 
+def unfolded(rows: Tensor, shape: torch.Size) -> Tensor:
+    """What :func:`windows` made of images of 8x8, as images of that `shape` again."""
+    return rows.reshape(-1, 2, 2, 4, 4, shape[1]).permute(0, 5, 1, 3, 2, 4).reshape(shape)
+
+
 class Windowed(nn.Module):
     """Layers that see four windows of an image as four rows, as in Swin transformers."""
 
@@ -150,8 +155,7 @@ class Windowed(nn.Module):
         self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x):
-        out = self.down(F.relu(self.up(windows(x))))  # [N * 4, 16, C]
-        return x + out.reshape(-1, 2, 2, 4, 4, x.shape[1]).permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+        return x + unfolded(self.down(F.relu(self.up(windows(x)))), x.shape)
 
 
 class OpenWindows(nn.Module):
@@ -167,15 +171,14 @@ class OpenWindows(nn.Module):
 
 
 class OpenStage(nn.Module):
-    """Blocks, and between two of them a layer on windows."""
+    """A layer on windows, and blocks behind it."""
 
     def __init__(self, *blocks: nn.Module, width: int = WIDTH):
         super().__init__()
         self.blocks, self.inner = nn.Sequential(*blocks), nn.Linear(width, width)
 
     def forward(self, x):
-        out = F.relu(self.inner(windows(x)))
-        return self.blocks(x + out.reshape(-1, 2, 2, 4, 4, x.shape[1]).permute(0, 5, 1, 3, 2, 4).reshape(x.shape))
+        return self.blocks(x + unfolded(F.relu(self.inner(windows(x))), x.shape))
 
 
 class FoldedActivation(nn.Module):

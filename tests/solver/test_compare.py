@@ -38,17 +38,21 @@ def test_runs_differ_in_bits_and_drop_alone(tmp_path):
 
 
 def test_each_run_is_as_the_main_job_would_do_it(tmp_path, monkeypatch):
-    entered = []
+    entered, stepped = [], []
 
-    @contextmanager
-    def layer_arithmetic():
-        entered.append(True)
-        yield
+    def noting(seen):
+        @contextmanager
+        def layer_arithmetic(tf32=False):
+            seen.append(tf32)
+            yield
 
-    monkeypatch.setattr("qdrop.solver.main_imagenet.layer_arithmetic", layer_arithmetic)
-    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 0
+        return layer_arithmetic
+
+    monkeypatch.setattr("qdrop.solver.main_imagenet.layer_arithmetic", noting(entered))
+    monkeypatch.setattr("qdrop.solver.recon.layer_arithmetic", noting(stepped))
+    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}", "quant.recon.precision=tf32"]) == 0
     runs = 2 * len(SETTINGS)
-    assert len(entered) == runs
+    assert entered == runs * [False] and stepped and all(stepped)
     logs = [file.read_text() for file in tmp_path.glob("*/run.log")]
     assert len(logs) == runs and all(log.count("; results in ") == 1 for log in logs)
 

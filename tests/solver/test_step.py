@@ -141,7 +141,7 @@ def test_a_compiler_gives_up_all_that_was_compiled(mode, used, monkeypatch):
     gradients(part, inputs, lambda loss, inputs: compiler(loss, inputs, 1))
     assert compiler.give_up() is used and len(resets) == 1
     assert gradients(part, inputs, lambda loss, inputs: compiler(loss, inputs, 10**9))
-    assert compiler.mode == "off"
+    assert compiler.mode == "off" and not compiler.give_up()
 
 
 def test_auto_compiles_where_the_iterations_save_more_than_it_takes(monkeypatch):
