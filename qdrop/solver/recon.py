@@ -15,10 +15,10 @@ from qdrop.quantization.convert import Segment, segments
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
+from qdrop.solver.compiler import Compiler
 from qdrop.solver.loss import reconstruction_loss
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.step import Compiler
 from qdrop.solver.storage import CacheError, Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
 
@@ -96,7 +96,8 @@ def reconstruct(
     parts = segments(model, plan)
     storage = Storage(config.cache, device, config.keep_gpu, scratch)
     give_back_freed_memory()  # what calibration held
-    walk = _Walk(config, seed, device, storage, Compiler(config.compile), watch)
+    compiler = Compiler(config.compile, [part.module for part in parts if part.unit is not None])
+    walk = _Walk(config, seed, device, storage, compiler, watch)
     cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
     for index, part in enumerate(parts):
         report = walk.through(index, part, cache, finished)

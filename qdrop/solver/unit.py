@@ -21,8 +21,9 @@ from qdrop.quantization.state import dropping, learning_rounding, quantized_modu
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.batches import Batch, Batches
 from qdrop.solver.cache import Pair, Value
+from qdrop.solver.compiler import Compiler
 from qdrop.solver.loss import RoundingSchedule
-from qdrop.solver.step import Compiler, Inputs, UnitLoss, masks_needed
+from qdrop.solver.step import Inputs, UnitLoss, masks_needed
 
 CHECK_EVERY = 100
 """Iterations between two readings of the loss: each waits for the device."""

@@ -15,8 +15,8 @@ from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
 from qdrop.solver import batches, recon
 from qdrop.solver.cache import Pair, run_all
+from qdrop.solver.compiler import Compiler
 from qdrop.solver.recon import reconstruct
-from qdrop.solver.step import Compiler
 from qdrop.solver.storage import Storage, Stored
 from qdrop.solver.unit import ReconstructionError, draw_batches, reconstruct_unit, unit_generator
 
