@@ -39,7 +39,9 @@ class QConfig:
     quantizer: Quantizer
     """Which fake quantizer."""
     observer: Observer = "MSEObserver"
-    """How the range is found: min-max or least quantization error; Avg: averaged over batches."""
+    """How the range is found. MinMax: smallest and largest value; MSE: least mean of |error|^2.4 over a grid of
+    ranges, as published; MSEFast: the same by golden-section search; Clipping: as MSE with exponent 1.5, which cuts
+    off outliers sooner and is not of the paper; Avg: mean of the ranges of all batches."""
     bit: Bits = 4
     """Number of bits."""
     symmetric: bool = False
@@ -177,7 +179,9 @@ class QuantConfig:
     branch_bit: Bits | None = None
     """Bits of a value that only goes into an add; null: not quantized. 8 lets integer kernels compute the add."""
     overrides: dict[str, LayerBits] = field(default_factory=dict)
-    """Bits for module-name patterns, as in {"layer4.*": {w_bit: 4}}."""
+    """Bits for patterns of names, as in {"layer4.*": {w_bit: 4, a_bit: 8}}; names are those of plan.json without
+    .weight_quantizer and .output_quantizer. A star also matches dots, the name of a module covers all inside, and of
+    several patterns that match the last counts."""
     recon: ReconConfig | None = None
     """Reconstruction; null: none, weights are rounded to the nearest."""
 
@@ -207,12 +211,13 @@ class ModelConfig:
     """Which network, and its trained weights."""
 
     type: str = "resnet18"
-    """Name of the network."""
+    """resnet18, resnet50, mobilenetv2, regnetx_600m, regnetx_3200m, mnasnet, resnet20 to resnet110 (CIFAR),
+    digits_resnet; or timm:NAME, torchvision:NAME."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of its builder, as in {num_classes: 1000}."""
     path: str | None = "auto"
-    """Weights: a file, a URL, auto (the published checkpoint), embedded (the digits network that comes with
-    the package); null: random."""
+    """Weights: a file, a URL, auto (the paper's checkpoint; of timm: and torchvision: their own), embedded (the
+    digits network that comes with the package); null: random."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -232,9 +237,9 @@ class DataConfig:
     pin_memory: bool = True
     """Load into pinned memory, for a faster copy to a GPU."""
     input_size: Count = 224
-    """Height and width of the network's input."""
+    """Height and width of the network's input (imagenet)."""
     test_resize: Count = 256
-    """Shorter side of a validation image before the centre is cropped to input_size."""
+    """Shorter side of a validation image before the centre is cropped to input_size (imagenet)."""
     val_limit: Count | None = None
     """Evaluate only that many validation images; null: all."""
     calib_from: str = "train"
@@ -243,7 +248,8 @@ class DataConfig:
     """A file with all class folder names, one a line, in the order of the network's outputs; null: the
     sorted train folder."""
     augment: bool = True
-    """Calibration images by a random resized crop and flip; false: as in validation."""
+    """Vary calibration images at random: imagenet, resized crop and flip; cifar10, shifted crop and flip; digits,
+    shifted by a pixel. False: as in validation."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each channel, subtracted from the image."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
@@ -270,7 +276,7 @@ class ProcessConfig:
     threads: Count | None = None
     """CPU threads; null: torch decides."""
     out: str | None = None
-    """Folder of the run's results; null: runs/<name>-<hash> beside the config file."""
+    """Folder of the run's results; null: runs/NETWORK-wXaY-HASH beside the config file."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -1,4 +1,4 @@
-"""The golden fixtures and the rule that fills a network for them (design.md, section 4).
+"""The golden fixtures and the rule that fills a network for them.
 
 Used by tests in any folder: `from golden import fill_by_rule, golden_images, load_fixture`.
 """

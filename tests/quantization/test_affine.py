@@ -101,7 +101,7 @@ def test_per_tensor_like_torch(bit, symmetric, shape):
     """Values everywhere, and the input's gradient inside the range and outside.
 
     At the two end levels torch's operator passes the gradient; here it stops, as it does at the ends of
-    `clamp` in the formula of design.md, with which the golden traces were made.
+    `clamp` in the formula with which the golden traces were made.
     """
     x = values(shape)
     scale, zero_point, qmin, qmax = grid(bit, symmetric, 1)

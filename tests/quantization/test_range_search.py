@@ -1,4 +1,4 @@
-"""The zooming search against one that tries every candidate of design.md, written out here."""
+"""The zooming search against one that tries every candidate, written out here."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def range_loss(values, lo, hi, qmin, qmax, symmetric):
 
 
 def exhaustive(values, qmin, qmax, symmetric=False):
-    """Least loss of each row over all candidates of design.md, section 3."""
+    """Least loss of each row over all candidates of the published search."""
     lo, hi = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
     one_sided = bool((values >= 0).all() or (values <= 0).all())
     best = torch.full_like(lo, torch.inf)
