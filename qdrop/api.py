@@ -1,9 +1,10 @@
 """The notebook API: quantize a model of your own in one call."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -70,8 +71,9 @@ def quantize(
     Raises:
         GraphError: If the network is not in float32, cannot run on the images, or cannot be traced or quantized;
             names the parameter or module and the reason.
-        ConfigError: If the config has an unknown key or a value out of range.
+        ConfigError: If the config is of another type, or has an unknown key or a value out of range.
         PlanError: If a pattern of `config.overrides` matches no layer.
+        CalibrationError: If a value in the network is not finite.
         ReconstructionError: If a loss is not finite; names the unit.
         CacheError: If memory ran out wherever activations were kept.
         OSError: If they are to be kept on disk and there is no room.
@@ -127,7 +129,7 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
             raise GraphError(f"parameter '{name}' has no shape yet; run the model on some images first")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise GraphError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32, as model.float() makes")
-    if any(value.is_inference() for value in model.state_dict().values()):
+    if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
     try:
         return trace(model, example)
@@ -154,6 +156,11 @@ def _check(images: Tensor, quant: QuantConfig) -> None:
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
     if isinstance(config, QuantConfig):
         return config
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config is a {type(config).__name__}; expected a QuantConfig or a dict with the settings of a section"
+            " quant (of a whole Config it is config.quant)"
+        )
     if config is not None and "quant" in config:
         raise ConfigError("config holds a section quant; expected what is in that section: config['quant']")
     return QuantConfig(recon=ReconConfig()) if config is None else config_from_dict({"quant": config}).quant

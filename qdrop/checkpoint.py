@@ -83,8 +83,8 @@ def _not_quantized(model: fx.GraphModule, plan: Plan, graph: dict[str, Any]) -> 
     for spec in plan.quantizers:
         if spec.kind is Kind.WEIGHT:
             del found[f"{spec.layer}.weight"]
-            for name in model.get_submodule(spec.name).state_dict(prefix=f"{spec.name}."):
-                del found[name]
+        for name in model.get_submodule(spec.name).state_dict(prefix=f"{spec.name}."):
+            found.pop(name, None)  # a quantizer of activations may lie in the layer before it
     for name in constants(graph):
         found[name] = getattr(*place(model, name))
     return found

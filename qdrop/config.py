@@ -57,7 +57,7 @@ class ActivationQConfig(QConfig):
     quantizer: ActivationQuantizer = "LSQFakeQuantize"
     """Fixed: range from the observer; LSQ: scale learned; LSQPlus: scale and zero point learned."""
     ch_axis: Literal[-1, 1] = -1
-    """-1: one scale for the whole tensor; 1: one for each channel."""
+    """-1: one scale for the whole tensor; 1: one for each channel, wherever the first axis is the images'."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -84,8 +84,13 @@ def flat(data: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def what_counts(config: Config) -> dict[str, Any]:
-    """The settings that what comes out of a run depends on, by dotted name: all but those of `HOW`."""
-    return {key: value for key, value in flat(config_to_dict(config)) if key not in HOW}
+    """The settings that what comes out of a run depends on, by dotted name: all but those of `HOW`.
+
+    Of several overrides the order counts too: the last that matches decides.
+    """
+    settings = {key: value for key, value in flat(config_to_dict(config)) if key not in HOW}
+    patterns = list(config.quant.overrides)
+    return settings | {"quant.overrides": patterns} if len(patterns) > 1 else settings
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -198,12 +203,18 @@ def _keys(data: dict[str, Any], above: Key = ()) -> Iterator[Key]:
 
 def _validate(data: dict[str, Any], places: Places) -> Config:
     """The settings, checked as JSON, in which mappings are sections and lists are tuples."""
-    text = json.dumps(data, default=str)
+    text = json.dumps(data, default=_plain)
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
         problems = (_problem(detail, json.loads(text), places) for detail in error.errors())
         raise ConfigError(*dict.fromkeys(problems)) from None
+
+
+def _plain(value: object) -> object:
+    """A value that JSON does not know: of NumPy or a tensor the number it holds, else its text."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else str(value)
 
 
 def _with_preset(data: dict[str, Any], places: Places) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is in a quantized network's file: layers, bits, shapes, sizes, compression, and what was measured.
 
-qdrop inspect runs/w2a4-res18                         # its quantized.safetensors
-qdrop inspect runs/w2a4-res18/quantized-native.onnx
+qdrop inspect res18-w2a4                              # its quantized.safetensors
+qdrop inspect res18-w2a4/quantized-native.onnx
 """
 
 import argparse
@@ -18,6 +18,7 @@ from rich.text import Text
 from qdrop.checkpoint import Checkpoint, read
 from qdrop.network_file import FileKind, find_network
 from qdrop.onnx_file import OnnxSummary, OnnxTensor, summary
+from qdrop.quantization.packing import packed_size
 from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.solver.command import exit_status
 
@@ -34,8 +35,8 @@ def checkpoint_view(checkpoint: Checkpoint, size: int) -> tuple[Table, Table]:
     rows = Table("quantizer", "kind", "bits", "grid", "shape", "size", title_justify="left")
     for spec in checkpoint.plan.quantizers:
         grid = "per tensor" if spec.ch_axis == -1 else "per channel"
-        packed_size = readable(_packed(spec)) if spec.kind is Kind.WEIGHT else ""
-        _add_row(rows, spec.name, spec.kind, spec.bit, grid, _shape(spec.shape), packed_size)
+        size = readable(_packed(spec)) if spec.kind is Kind.WEIGHT else ""
+        _add_row(rows, spec.name, spec.kind, spec.bit, grid, _shape(spec.shape), size)
     weights = [spec for spec in checkpoint.plan.quantizers if spec.kind is Kind.WEIGHT]
     count = sum(math.prod(spec.shape) for spec in weights)
     packed = sum(map(_packed, weights))
@@ -91,7 +92,7 @@ def readable(size: int) -> str:
 
 
 def _packed(spec: QuantizerSpec) -> int:
-    return math.ceil(math.prod(spec.shape) * spec.bit / 8)
+    return packed_size(math.prod(spec.shape), spec.bit)
 
 
 def _elements(tensors: Sequence[OnnxTensor]) -> int:

@@ -1,6 +1,6 @@
 """The file of a network that a command is given: where it lies and what kind it is.
 
-file = find_network("runs/w2a4-res18", FileKind.CHECKPOINT, FileKind.ONNX)
+file = find_network("res18-w2a4", FileKind.CHECKPOINT, FileKind.ONNX)
 """
 
 from dataclasses import dataclass

@@ -75,7 +75,7 @@ class Checkpoint:
         return replace(self, metrics=metrics)
 
     def build(self) -> fx.GraphModule:
-        """The network, on the CPU, in evaluation mode, its quantizers on.
+        """The network, on the CPU, in evaluation mode, its quantizers on; nothing in it needs gradients.
 
         Its `meta["config"]` and `meta["metrics"]` hold the settings and what was measured.
 
@@ -96,7 +96,7 @@ class Checkpoint:
             if isinstance(layer.weight_quantizer, AdaRoundFakeQuantize):
                 layer.weight_quantizer.round_to_nearest(layer.weight)
         model.meta["config"], model.meta["metrics"] = dict(self.config), dict(self.metrics)
-        return model
+        return model.requires_grad_(False)
 
     def _weights(self) -> list[QuantizerSpec]:
         return [spec for spec in self.plan.quantizers if spec.kind is Kind.WEIGHT]
@@ -109,7 +109,7 @@ def check_grid(spec: QuantizerSpec, scale: Tensor, zero_point: Tensor) -> None:
         ValueError: Names the tensor, a value in it and what was expected.
     """
     low, high = spec.integers
-    rounded = torch.round(zero_point)  # as before use: a learned one may be up to half a step outside
+    rounded = torch.round(zero_point)  # as before use
     checks = (
         ("scale", scale, scale.isfinite() & (scale > 0), "finite numbers above 0"),
         ("zero_point", zero_point, (rounded >= low) & (rounded <= high), f"{low} to {high}"),  # false for NaN

@@ -1,14 +1,16 @@
 """The notebook API: one call, any traceable model, any iterable of images."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import qdrop
 from qdrop import GraphError
-from qdrop.config import QuantConfig
+from qdrop.config import Config, QuantConfig
 from qdrop.config_io import ConfigError
 from qdrop.quantization.state import quantizers
+from qdrop.solver.calibrate import CalibrationError
 
 RECON = {"a_qconfig": {"bit": 4}, "w_qconfig": {"bit": 2}, "recon": {"iters": 5, "batch_size": 8}}
 
@@ -151,6 +153,17 @@ def test_a_whole_config_is_not_its_section(model, images):
         qdrop.quantize(model, images, {"quant": {"w_qconfig": {"bit": 3}}})
 
 
+@pytest.mark.parametrize("config", [qdrop.ReconConfig(), Config(), [("w_qconfig", {"bit": 3})]])
+def test_a_config_of_another_type(config, model, images):
+    with pytest.raises(ConfigError, match=rf"config is a {type(config).__name__}; expected a QuantConfig or a dict"):
+        qdrop.quantize(model, images, config)
+
+
+def test_numbers_of_numpy_are_numbers(model, images):
+    quantized, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": np.int64(3)}})
+    assert {spec.bit for spec in report.plan.quantizers if spec.kind == "weight"} == {3, 8}
+
+
 def test_a_quantized_model_is_refused(model, images):
     quantized, _ = qdrop.quantize(model, images, {})
     with pytest.raises(GraphError, match="quantized already"):
@@ -238,6 +251,75 @@ def test_what_becomes_of_the_model_later_does_not_reach_the_quantized_network(mo
         for value in model.state_dict().values():
             value.mul_(3)
     assert torch.equal(quantized(images), expected)
+
+
+class Standardised(nn.Module):
+    """Subtracts a buffer of its own, and holds state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.small = Small()
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+
+    def get_extra_state(self):
+        return {"classes": ["a", "b"]}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        return self.small((x - self.mean) * self.scale)
+
+
+def test_buffers_of_the_model_do_not_reach_the_quantized_network_either(images):
+    model = Standardised().eval()
+    quantized, _ = qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}})
+    expected = quantized(images)
+    model.mean.fill_(100.0)
+    model.scale.fill_(-1.0)
+    assert torch.equal(quantized(images), expected)
+
+
+class Masked(nn.Module):
+    """Attention to what came before, by a mask of -inf."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.register_buffer("mask", torch.full((64, 64), float("-inf")).triu(1))
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)  # [N, 64, 8]
+        attention = (x @ x.transpose(1, 2) + self.mask).softmax(-1)
+        return self.head((attention @ x).mean(1))
+
+
+def test_values_inside_the_network_that_no_range_covers(images):
+    with pytest.raises(CalibrationError, match=r"'.*matmul.*' has values that are not finite"):
+        qdrop.quantize(Masked().eval(), images, {"w_qconfig": {"bit": 4}})
+
+
+class SequenceFirst(nn.Module):
+    """Works on `[T, N, C]`, and gives one number for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x)).flatten(2).permute(2, 0, 1)
+        x = torch.relu(self.inner(x)).mean(0)
+        return torch.sigmoid(self.head(x).squeeze(1))
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_a_scale_for_each_channel_where_the_first_axis_is_not_the_images(granularity, images):
+    config = RECON | {"a_qconfig": {"bit": 4, "ch_axis": 1}, "recon": RECON["recon"] | {"granularity": granularity}}
+    quantized, report = qdrop.quantize(SequenceFirst().eval(), images, config)
+    assert quantized(images).shape == (32,) and len(report.units) > 0
+    axes = {spec.name: spec.ch_axis for spec in report.plan.quantizers if spec.kind == "activation"}
+    assert axes["inner.output_quantizer"] == -1 and axes["stem.output_quantizer"] == 1
 
 
 def test_images_that_carry_a_gradient(model, images):

@@ -215,9 +215,7 @@ def test_a_loaded_network_is_a_whole_one(saved):
     loaded = load(saved)
     assert loaded.meta["plan"] == plan and loaded.meta["config"] == {"seed": 3}
     assert all(quantizer.active for quantizer in quantizers(loaded))
-    assert not loaded.training and not any(
-        p.requires_grad for layer in quantized_modules(loaded) for p in [layer.weight]
-    )
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
     x = images()
     names = [(part.name, part.inputs, part.outputs) for part in segments(model, plan)]
     assert [(part.name, part.inputs, part.outputs) for part in segments(loaded, plan)] == names
@@ -235,6 +233,13 @@ def test_the_file_tells_its_plan_settings_and_metrics(saved):
     checkpoint = read(saved)
     assert checkpoint.plan == quantized(network("residual"))[1]
     assert checkpoint.config == {"seed": 3} and checkpoint.metrics == {"top1": 71.5}
+
+
+def test_scales_and_zero_points_have_the_types_of_the_format(saved):
+    tensors = read(saved).tensors
+    for spec in quantized(network("residual"))[1].quantizers:
+        assert tensors[f"{spec.name}.scale"].dtype is torch.float32, spec.name
+        assert tensors[f"{spec.name}.zero_point"].dtype is torch.int16, spec.name
 
 
 def test_nothing_of_the_model_is_changed_or_switched_by_saving(tmp_path):

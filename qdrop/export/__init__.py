@@ -1,6 +1,6 @@
 """Quantized networks in formats that other programs run.
 
-python -m qdrop.export runs/w2a4-res18 --format onnx --container int8
+python -m qdrop.export res18-w2a4 --format onnx --container int8
 """
 
 from typing import TYPE_CHECKING, Any

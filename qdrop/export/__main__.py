@@ -1,7 +1,7 @@
 """Write a quantized network in a format that other programs run.
 
-python -m qdrop.export runs/w2a4-res18                       # runs/w2a4-res18/quantized-native.onnx
-python -m qdrop.export runs/w2a4-res18 --container int8      # 8-bit types, for integer kernels
+python -m qdrop.export res18-w2a4                       # res18-w2a4/quantized-native.onnx
+python -m qdrop.export res18-w2a4 --container int8      # 8-bit types, for integer kernels
 python -m qdrop.export quantized.safetensors --format torch  # a program of torch.export
 """
 

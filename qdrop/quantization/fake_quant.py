@@ -138,7 +138,7 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep the scale positive and the zero point an integer of the range."""
+        """Keep the scale positive and the zero point within the integers."""
         super().constrain()
         self.zero_point.clamp_(self.qmin, self.qmax)
 

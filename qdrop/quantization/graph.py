@@ -11,6 +11,7 @@ from qdrop.quantization.ops import GraphError, module_of, multiplies_weight, whe
 from qdrop.quantization.quantized_module import QUANTIZED, float_type
 from qdrop.quantization.shapes import record_shapes
 from qdrop.quantization.simplify import simplify
+from qdrop.quantization.state import evaluating
 
 TOLERANCE = 1e-3
 """Largest difference of the folded graph's output from the model's, relative to its largest value."""
@@ -59,26 +60,30 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     Raises:
         GraphError: If the model cannot be traced, a BN not folded, or the graph computes something else.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        try:
-            graph = _Tracer().trace(model)
-        except GraphError:
-            raise
-        except Exception as error:
-            raise GraphError(f"cannot trace {type(model).__name__}: {error}") from error
-        traced = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    with evaluating(model):
+        traced = _traced(model)
         with torch.inference_mode():
             expected = model(example)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     simplify(traced)
     traced.graph.lint()
     traced.recompile()
     _check_same(expected, record_shapes(traced, example))
     return traced
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    """The graph as `torch.fx` finds it; tensors made in `forward`, which it leaves in the model, are only in there."""
+    before = set(vars(model))
+    try:
+        graph = _Tracer().trace(model)
+        return fx.GraphModule(model, graph, class_name=type(model).__name__)
+    except GraphError:
+        raise
+    except Exception as error:
+        raise GraphError(f"cannot trace {type(model).__name__}: {error}") from error
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
 
 
 def check_supported(traced: fx.GraphModule) -> None:

@@ -176,8 +176,8 @@ def out_of_place(node: fx.Node) -> bool:
         node.target = name[:-1]
     elif node.op == "call_function" and name in _INPLACE_OPERATORS:
         node.target = _INPLACE_OPERATORS[name]
-    elif node.op == "call_function" and name.endswith("_") and hasattr(torch, name[:-1]):
-        node.target = getattr(torch, name[:-1])
+    elif node.op == "call_function" and name.endswith("_"):
+        node.target = getattr(torch, name[:-1], None) or getattr(F, name[:-1], None) or node.target
     return (node.target, node.kwargs) != before
 
 

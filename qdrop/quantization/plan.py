@@ -7,7 +7,7 @@ print(plan)
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,7 +19,7 @@ from qdrop.quantization.graph import GraphError, check_supported
 from qdrop.quantization.ops import Role, module_of
 from qdrop.quantization.sites import Site, Wiring
 from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.quantization.units import UnitSpec, find_units
+from qdrop.quantization.units import UnitSpec, find_units, has_a_row_per_image
 
 
 class PlanError(QdropError, ValueError):
@@ -127,6 +127,8 @@ def _activation_spec(site: Site, wiring: Wiring, config: QuantConfig, q: QConfig
         bit = config.last_a_bit or bit
     bit = _override(config, site.name, "a_bit") or bit
     shape = tuple(site.node.meta["tensor_meta"].shape[1:])
+    if not has_a_row_per_image(site.node):
+        q = replace(q, ch_axis=-1)  # axis 1 may be the images'
     return _spec(f"{site.name}.output_quantizer", Kind.ACTIVATION, site.node, q, bit, shape)
 
 

@@ -81,16 +81,19 @@ def _own_leaves(traced: fx.GraphModule) -> None:
         traced.set_submodule(str(node.target), _twin(traced.get_submodule(str(node.target))))
     for node in traced.graph.find_nodes(op="get_attr"):  # after their holders, some of which are such modules
         value = _constant(node)
-        if isinstance(value, nn.Parameter):
-            setattr(*place(traced, str(node.target)), nn.Parameter(value.detach(), requires_grad=False))
+        if isinstance(value, Tensor):
+            own = value.detach()
+            wrapped = nn.Parameter(own, requires_grad=False) if isinstance(value, nn.Parameter) else own
+            setattr(*place(traced, str(node.target)), wrapped)
 
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of a module, and of those inside it, on the same memory."""
     twin = copy.copy(module)
     frozen = {n: None if p is None else nn.Parameter(p.detach(), False) for n, p in module._parameters.items()}
+    buffers = {name: None if buffer is None else buffer.detach() for name, buffer in module._buffers.items()}
     children = {name: None if child is None else _twin(child) for name, child in module._modules.items()}
-    twin.__dict__.update(_parameters=frozen, _buffers=dict(module._buffers), _modules=children, training=False)
+    twin.__dict__.update(_parameters=frozen, _buffers=buffers, _modules=children, training=False)
     if getattr(twin, "inplace", False):
         twin.inplace = False  # type: ignore[assignment]
     return twin

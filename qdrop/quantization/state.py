@@ -48,6 +48,18 @@ def holding(things: Iterable[Any], attribute: str, value: Any) -> Iterator[None]
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside: in evaluation mode; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """Inside: weights have their ranges, activations are watched and nothing is quantized.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qdrop.errors import QdropError, first_line
+from qdrop.quantization.state import evaluating
 from qdrop.solver.datasets import DataError
 
 
@@ -60,21 +61,15 @@ def accuracy(model: nn.Module, loader: DataLoader, device: torch.device | str) -
         DataError: the loader gave no image.
     """
     correct, seen = 0, 0
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            for done, (images, labels) in enumerate(loader, start=1):
-                logits = model(images.to(device, non_blocking=True))  # [N, classes]
-                if not logits.isfinite().all():
-                    raise NotFiniteError(
-                        f"the network's output has infinite or NaN values in batch {done} of {len(loader)}"
-                    )
-                correct += int((logits.argmax(1) == labels.to(device)).sum())
-                seen += len(labels)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(model), torch.no_grad():
+        for done, (images, labels) in enumerate(loader, start=1):
+            logits = model(images.to(device, non_blocking=True))  # [N, classes]
+            if not logits.isfinite().all():
+                raise NotFiniteError(
+                    f"the network's output has infinite or NaN values in batch {done} of {len(loader)}"
+                )
+            correct += int((logits.argmax(1) == labels.to(device)).sum())
+            seen += len(labels)
     if seen == 0:
         raise DataError("no validation image could be read: there is no accuracy to report")
     return 100 * correct / seen

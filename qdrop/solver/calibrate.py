@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from qdrop.errors import QdropError
-from qdrop.quantization.state import calibrating
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import calibrating, quantizers
 
 
 class CalibrationError(QdropError, ValueError):
@@ -22,7 +23,7 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.d
         device: Where the model is.
 
     Raises:
-        CalibrationError: If there is no image, or a value in the network is not finite.
+        CalibrationError: If there is no image, or a value in the network is not finite; names where.
     """
     if len(images) == 0:
         raise CalibrationError("there are no calibration images; at least 1 is needed")
@@ -32,3 +33,9 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.d
                 raise CalibrationError(
                     "the full-precision network gives values that are not finite on calibration images"
                 )
+    for quantizer in quantizers(model, Kind.ACTIVATION):
+        if not (quantizer.scale.isfinite() & quantizer.zero_point.isfinite()).all():
+            raise CalibrationError(
+                f"'{quantizer.spec.layer}' has values that are not finite on calibration images, such as a mask of"
+                " -inf: no range covers them"
+            )

@@ -57,23 +57,27 @@ def compare(config: Config, out: Path) -> list[Row]:
     for w_bit, a_bit in SETTINGS:
         name = f"W{w_bit}A{a_bit}"
         log.info("--- %s", name)
-        without = run(_at(config, w_bit, a_bit, 1.0), out / f"{name.lower()}-no-drop")
-        drop = run(_at(config, w_bit, a_bit, None), out / f"{name.lower()}-qdrop")
+        with_drop = _at(config, w_bit, a_bit)
+        without = run(_never_dropping(with_drop), out / f"{name.lower()}-no-drop")
+        drop = run(with_drop, out / f"{name.lower()}-qdrop")
         rows.append(Row(name, (drop.top1_full, drop.top1_nearest, without.top1, drop.top1)))
     return rows
 
 
-def _at(config: Config, w_bit: int, a_bit: int, drop_prob: float | None) -> Config:
-    """`config` at other bits; `drop_prob` None: its own."""
+def _at(config: Config, w_bit: int, a_bit: int) -> Config:
+    """`config` at other bits."""
     quant = config.quant
     if quant.recon is None or quant.a_qconfig is None:
         raise ConfigError("a comparison needs quant.recon and quant.a_qconfig; neither may be null")
     activations: ActivationQConfig = dataclasses.replace(quant.a_qconfig, bit=a_bit)
-    recon = quant.recon if drop_prob is None else dataclasses.replace(quant.recon, drop_prob=drop_prob)
     weights = dataclasses.replace(quant.w_qconfig, bit=w_bit)
-    return dataclasses.replace(
-        config, quant=dataclasses.replace(quant, a_qconfig=activations, w_qconfig=weights, recon=recon)
-    )
+    return dataclasses.replace(config, quant=dataclasses.replace(quant, a_qconfig=activations, w_qconfig=weights))
+
+
+def _never_dropping(config: Config) -> Config:
+    """`config` with every activation quantized, a unit's input too."""
+    recon = config.quant.recon and dataclasses.replace(config.quant.recon, drop_prob=1.0, input_prob=None)
+    return dataclasses.replace(config, quant=dataclasses.replace(config.quant, recon=recon))
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

@@ -130,7 +130,11 @@ def class_names(config: DataConfig) -> list[str]:
     file = Path(config.classes).expanduser()
     if not file.is_file():
         raise DataError(f"no file {file} (data.classes): it lists all class folder names, one a line")
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} (data.classes) is no text in UTF-8: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise DataError(f"{file} (data.classes) lists no class names")
     if len(set(names)) < len(names):

@@ -14,14 +14,15 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     """Squared error, summed over channels (dim 1), averaged over batch and positions.
 
     Args:
-        out: The quantized unit's output `[N, C, ...]`.
+        out: The quantized unit's output `[N, C, ...]`, or `[N]`, which has one channel.
         target: The full-precision output, same shape.
 
     Returns:
         A scalar.
     """
     error = out - target
-    return (error * error).sum() / (error.numel() / error.shape[1])
+    channels = error.shape[1] if error.ndim > 1 else 1
+    return (error * error).sum() / (error.numel() / channels)
 
 
 def rounding_loss(roundings: Sequence[AdaRoundFakeQuantize], weight: Tensor, beta: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ class InPlace(nn.Module):
         y *= x
         y = F.relu_(y)
         y = F.leaky_relu(y, 0.1, inplace=True)
+        y = F.elu_(F.hardtanh_(F.leaky_relu_(y, 0.5)))
         y = torch.relu_(y).add_(x).clamp_(-3, 3).mul_(2)
         return self.silu(self.relu6(F.hardtanh(y, inplace=True)))
 
@@ -198,6 +199,25 @@ def test_the_model_is_left_as_it_was(name, training):
     after = {path: (id(m), type(m), m.training, getattr(m, "inplace", None)) for path, m in model.named_modules()}
     assert after == modules
     assert {path: (id(p), p.requires_grad, p.grad) for path, p in model.named_parameters()} == parameters
+
+
+class Shifted(nn.Module):
+    """Subtracts a tensor made in `forward`, which `torch.fx` keeps in the model it traces."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+
+
+def test_tensors_made_in_forward_are_not_left_in_the_model():
+    model = filled(Shifted())
+    before = set(vars(model))
+    graph = trace(model, images())
+    assert set(vars(model)) == before
+    torch.testing.assert_close(graph(images()), model(images()))
 
 
 def test_the_model_still_trains_after_tracing():

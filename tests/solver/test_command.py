@@ -6,7 +6,7 @@ import pytest
 
 from qdrop.config import PRESETS
 from qdrop.config_help import describe, settings
-from qdrop.config_io import config_from_dict
+from qdrop.config_io import config_from_dict, config_to_dict
 from qdrop.solver.command import parse_args, run_folder
 
 
@@ -54,3 +54,14 @@ def test_run_folder():
     faster = {"process": {"threads": 2, "device": "cpu"}, "data": {"num_workers": 0}}
     assert run_folder(config_from_dict({"model": {"type": "timm/resnet50"}, **faster}), "exp/x/config.yaml") == folder
     assert run_folder(config_from_dict({"process": {"out": "here"}}), "x.yaml") == Path("here")
+
+
+def test_the_order_of_overrides_makes_another_folder():
+    """The last pattern that matches decides."""
+    patterns = {"layer1.*": {"w_bit": 4}, "layer1.0.conv1": {"w_bit": 8}}
+    first, second = (
+        config_from_dict({"quant": {"overrides": dict(items)}})
+        for items in (patterns.items(), [*patterns.items()][::-1])
+    )
+    assert run_folder(first, "config.yaml") != run_folder(second, "config.yaml")
+    assert run_folder(first, "config.yaml") == run_folder(config_from_dict(config_to_dict(first)), "config.yaml")

@@ -22,13 +22,14 @@ def test_rows_table_and_picture(tmp_path):
 
 
 def test_runs_differ_in_bits_and_drop_alone(tmp_path):
-    rows = compare(load_config(CONFIG, SHORT), tmp_path)
+    rows = compare(load_config(CONFIG, [*SHORT, "quant.recon.input_prob=0.7"]), tmp_path)
     assert [row.name for row in rows] == ["W4A4", "W3A3", "W2A4", "W2A2"]
     for row in rows:
         assert len(row.top1) == len(METHODS)
-        folder = tmp_path / f"{row.name.lower()}-no-drop"
-        assert load_config(folder / "config.resolved.yaml").quant.recon.drop_prob == 1.0
-        assert load_config(tmp_path / f"{row.name.lower()}-qdrop" / "config.resolved.yaml").quant.recon.drop_prob == 0.5
+        names = [f"{row.name.lower()}-{method}" for method in ("no-drop", "qdrop")]
+        without, drop = (load_config(tmp_path / name / "config.resolved.yaml").quant.recon for name in names)
+        assert (without.drop_prob, without.input_prob) == (1.0, None)
+        assert (drop.drop_prob, drop.input_prob) == (0.5, 0.7)
     console = Console(record=True, width=100)
     console.print(table(rows, "title"))
     text = console.export_text()

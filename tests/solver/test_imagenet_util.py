@@ -74,7 +74,7 @@ def test_labels_come_from_the_train_folder_though_val_holds_a_subset(config):
 
 def test_labels_come_from_the_classes_file_in_its_order(config, tmp_path):
     file = tmp_path / "classes.txt"
-    file.write_text("d\n\nb\n  z  \n")
+    file.write_text("d\n\nb\n  z  \n", encoding="utf-8-sig")  # as some editors for Windows write it
     config = replace(config, classes=str(file))
     assert class_names(config) == ["d", "b", "z"]
     assert labels_of(validation_loader(config)) == [1, 1, 1, 0, 0]
@@ -92,12 +92,17 @@ def test_classes_file_makes_the_train_folder_unnecessary_for_validation(tmp_path
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "lists no class names"), ("a\nb\na\n", "more than once: a"), (None, r"no file .*classes\.txt")],
+    [
+        (b"", "lists no class names"),
+        (b"a\nb\na\n", "more than once: a"),
+        (b"caf\xe9\n", r"classes\.txt .* is no text in UTF-8"),
+        (None, r"no file .*classes\.txt"),
+    ],
 )
 def test_bad_classes_file(config, tmp_path, content, message):
     file = tmp_path / "classes.txt"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content)
     with pytest.raises(DataError, match=message):
         class_names(replace(config, classes=str(file)))
 

@@ -26,6 +26,11 @@ def test_reconstruction_loss(shape):
     assert reconstruction_loss(out, out) == 0
 
 
+def test_reconstruction_loss_of_one_number_for_each_image():
+    out, target = random(6), random(6, seed=1)
+    torch.testing.assert_close(reconstruction_loss(out, target), ((out - target) ** 2).mean())
+
+
 def test_reconstruction_loss_gradient():
     out, target = random(4, 3, 5, 6).requires_grad_(), random(4, 3, 5, 6, seed=1)
     reconstruction_loss(out, target).backward()
