@@ -35,8 +35,8 @@ def checkpoint_view(checkpoint: Checkpoint, size: int) -> tuple[Table, Table]:
     rows = Table("quantizer", "kind", "bits", "grid", "shape", "size", title_justify="left")
     for spec in checkpoint.plan.quantizers:
         grid = "per tensor" if spec.ch_axis == -1 else "per channel"
-        size = readable(_packed(spec)) if spec.kind is Kind.WEIGHT else ""
-        _add_row(rows, spec.name, spec.kind, spec.bit, grid, _shape(spec.shape), size)
+        stored = readable(_packed(spec)) if spec.kind is Kind.WEIGHT else ""
+        _add_row(rows, spec.name, spec.kind, spec.bit, grid, _shape(spec.shape), stored)
     weights = [spec for spec in checkpoint.plan.quantizers if spec.kind is Kind.WEIGHT]
     count = sum(math.prod(spec.shape) for spec in weights)
     packed = sum(map(_packed, weights))

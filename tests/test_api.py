@@ -160,7 +160,7 @@ def test_a_config_of_another_type(config, model, images):
 
 
 def test_numbers_of_numpy_are_numbers(model, images):
-    quantized, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": np.int64(3)}})
+    _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": np.int64(3)}})
     assert {spec.bit for spec in report.plan.quantizers if spec.kind == "weight"} == {3, 8}
 
 
