@@ -17,6 +17,20 @@ Made by `python -m benchmarks.report` from `results/*.json`, which hold every fi
 Each benchmark takes `--quick` (a minute or two, not recorded), `--threads N`, `--json FILE` and `--device cpu|cuda`
 (`inference`: cpu).
 Ratios are of candidates timed in turns within one run. Machines differ and are shared: compare ratios, not seconds.
+
+Words used here:
+
+- *plain*: a step of reconstruction written in PyTorch straight from the formulas, as the published code does; of a
+  whole run extrapolated from 10 steps of each unit. *Eager*: ours, not compiled.
+- *exhaustive*: a range search that tries every candidate on the full tensor; extrapolated from the time of two of them.
+- *work* and *passes*: what moving activations to the units costs, in full-precision passes of all images through the
+  network; *quadratic*: running the network from the image again for each unit.
+- *int8*: an exported file in 8-bit types; *int8+add*: the same of a network quantized with `quant.branch_bit=8`;
+  *native*: with true 2- and 4-bit types.
+- *anonymous*: memory that holds no pages of files, which the system could take back.
+- *agreement*: share of images for which the quantized network predicts what full precision does. Schedules are named by
+  their learning rate of the rounding (3e-2 is that of the preset `fast`, 1e-3 that of `published`) or by what they
+  change: *scales* is `quant.recon.scale_lr`, *rounding weight* `quant.recon.weight`, *exponent* `quant.recon.b_range`.
 """
 NO_GPU = "No GPU has been measured yet.\n"
 

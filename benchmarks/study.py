@@ -69,6 +69,14 @@ class Study:
         return replace(self, quant=quant, held_out=64, data=replace(self.data, val_limit=100))
 
     @property
+    def conditions(self) -> str:
+        """What all runs share, in words."""
+        recon, activations = self.quant.recon or ReconConfig(), self.quant.a_qconfig or ActivationQConfig()
+        words = f"{self.quant.calibrate:,} calibration images, {recon.batch_size} in an iteration"
+        same = activations.observer == ActivationQConfig().observer
+        return words if same else f"{words}, ranges of activations by {activations.observer}"
+
+    @property
     def all(self) -> dict[str, dict[str, Any]]:
         """Schedules and factors."""
         return {**self.schedules, **self.factors}
@@ -192,7 +200,8 @@ def table(figures: dict[str, float], caption: str, shown: list[Group]) -> Table:
 def outcome(study: Study, figures: dict[str, float], args: argparse.Namespace) -> Outcome:
     """All runs on record as tables and a plot."""
     known = groups(study, figures)
-    tables = [table(figures, "Accuracy against iterations, percent.", [g for g in known if g[1] in study.schedules])]
+    caption = f"{study.title}: accuracy against iterations, percent; {study.conditions}."
+    tables = [table(figures, caption, [g for g in known if g[1] in study.schedules])]
     compared = {(bits, iters) for bits, schedule, iters in known if schedule in study.factors}
     others = [g for g in known if (g[0], g[2]) in compared and (g[1] in study.factors or study.all[g[1]] == FAST)]
     if others:
