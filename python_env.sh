@@ -5,7 +5,7 @@
 # QDROP_PYTHON, if set, is used as it is. Otherwise the requirements are installed into the active virtual
 # environment or, if none is active, into .venv beside this file, once for each version of the file.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 use_python() {
     local requirements=$1 stamp
@@ -28,7 +28,10 @@ use_python() {
             echo "Python 3.11 or newer is needed; python3 here is $(python3 --version)." >&2
             return 1
         }
-        python3 -m venv "$env"
+        python3 -m venv "$env" || {
+            rm -rf "$env" # half of one would be taken for whole the next time
+            return 1
+        }
     fi
     python=$env/bin/python
     stamp=$env/.qdrop-$(cat "$root/requirements.txt" "$requirements" | cksum | cut -d' ' -f1)

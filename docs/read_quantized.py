@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1", "BOOL": "?"}
+NUMBERS = {f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+DTYPES = NUMBERS | {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?"}
 
 
 def read_file(path: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Metadata and tensors of any safetensors file: 8 bytes with the header's length, the header, the data."""
+    """Metadata and tensors, but for types NumPy lacks: 8 bytes with the header's length, the header, the data."""
     raw = Path(path).read_bytes()
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:end])
     metadata = header.pop("__metadata__", {})
     tensors = {}
-    for name, entry in header.items():
+    for name, entry in ((name, entry) for name, entry in header.items() if entry["dtype"] in DTYPES):
         start, stop = (end + offset for offset in entry["data_offsets"])
         tensors[name] = np.frombuffer(raw[start:stop], DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return metadata, tensors

@@ -1,10 +1,22 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Files that are there whole or not at all, whatever happens while they are written; and where a user means."""
 
 import errno
 import os
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
+
+
+def expanded(path: str) -> Path:
+    """A path as a user writes it: `~` is the home folder, `~NAME` that of another user.
+
+    Raises:
+        FileNotFoundError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, "there is no such home folder", path) from error
 
 
 def write_file(path: Path, data: bytes | str) -> None:

@@ -4,7 +4,7 @@
 #   bash tests/run.sh -m slow          # the checks that take minutes
 #   QDROP_DATA=/data bash tests/run.sh # also those that need real images and weights
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source python_env.sh
 use_python tests/requirements.txt
 export OMP_NUM_THREADS=1 # the tests run side by side

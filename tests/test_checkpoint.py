@@ -270,6 +270,13 @@ def test_the_reader_in_the_docs_reads_what_we_read(weights, tmp_path):
         assert np.array_equal(weight, layers[name].weight.numpy()) and spec["bit"] in (2, 3, 5, 8)
 
 
+def test_the_reader_leaves_out_what_numpy_has_no_type_for(tmp_path):
+    tensors = {"a": torch.ones(2, dtype=torch.int8), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.ones(3) > 0}
+    save_file(tensors, tmp_path / "some.safetensors")
+    _, found = reader().read_file(str(tmp_path / "some.safetensors"))
+    assert found.keys() == {"a", "c"} and found["a"].dtype == np.int8 and found["c"].tolist() == [True] * 3
+
+
 def test_the_reader_is_short_and_needs_numpy_only():
     text = READER.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 60

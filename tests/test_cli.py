@@ -178,6 +178,12 @@ def test_evaluate_computes_in_float32_as_the_run_did(folder, monkeypatch):
     assert seen == [(False, False)]
 
 
+@pytest.mark.parametrize("place", ["2012", "/data: 2", "/data #2", "null", "~no-such-user/data"])
+def test_a_folder_is_taken_as_it_is_written(place, folder, caplog):
+    assert main(["evaluate", str(folder / FILES[0]), "--data", place, "data.type=cifar10"]) == 1
+    assert f"no folder {place} (it is data.path)" in caplog.text or f"no such home folder: '{place}'" in caplog.text
+
+
 def test_evaluate_with_other_settings(folder, capsys):
     assert main(["evaluate", str(folder / FILES[0]), "data.val_limit=1", "data.name=one digit"]) == 0
     assert capsys.readouterr().out.endswith(

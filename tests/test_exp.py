@@ -120,8 +120,9 @@ def test_the_quickstart_tells_what_is_wrong_with_an_interpreter(tmp_path):
     assert done.stderr.startswith(f"{python} cannot import torch or qdrop; install both first: ")
     python.unlink()
     python = tmp_path / "nowhere"
-    environment = {**os.environ, "QDROP_PYTHON": str(python)}
-    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "QDROP_PYTHON": str(python), "CDPATH": f".:{tmp_path}"}  # which makes `cd` print
+    command = ["bash", "exp/quickstart/run.sh"]
+    done = subprocess.run(command, cwd=EXP.parent, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, f"QDROP_PYTHON={python}: there is no such program.\n")
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from qdrop.files import check_writable, remove_leftovers, write_file
+from qdrop.files import check_writable, expanded, remove_leftovers, write_file
+
+
+def test_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a b") == tmp_path / "a b" and expanded("a~b") == Path("a~b")
+    with pytest.raises(FileNotFoundError, match="no such home folder: '~no-such-user/x'"):
+        expanded("~no-such-user/x")
 
 
 def test_writes_text_and_bytes_and_leaves_nothing_else(tmp_path):

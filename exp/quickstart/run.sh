@@ -4,7 +4,7 @@
 #   bash run.sh quant.recon.iters=1000
 # Started again, it shows the table and draws the picture at once, from the runs it has completed in runs/ here.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../python_env.sh"
 use_python "$here/../../requirements.txt"
 exec "$python" -m qdrop.solver.compare --config "$here/config.yaml" "$@"

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
+from qdrop.errors import first_line
 from qdrop.export.containers import OPSETS
 from qdrop.export.emitter import Emitter, OnnxGraph, Value
 from qdrop.export.errors import ExportError
@@ -99,7 +100,10 @@ def _model(graph: OnnxGraph, inputs: list[Any], outputs: list[Any]) -> onnx.Mode
     opsets = [helper.make_opsetid("", OPSETS[graph.container])]
     model = helper.make_model(proto, opset_imports=opsets, producer_name="qdrop")
     model.ir_version = helper.find_min_ir_version_for(opsets)
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the network cannot be written as valid ONNX: {first_line(error)}") from error
     return model
 
 

@@ -89,26 +89,19 @@ def clip_bounds(node: fx.Node) -> Bounds | None:
     return None
 
 
-def weight_of(e: Emitter, layer: nn.Module, transposed: bool = False) -> str:
-    """The weight of a layer: float32, or integers and their DequantizeLinear.
-
-    Args:
-        e: Where to write.
-        layer: The layer.
-        transposed: Swap the axes of a matrix `[O, I]`.
-    """
+def weight_of(e: Emitter, layer: nn.Module) -> str:
+    """The weight of a layer: float32, or integers and their DequantizeLinear."""
     weight = layer.get_parameter("weight").detach()
     name = f"{e.node.target}.weight"
     if not isinstance(layer, QuantizedModule) or not layer.weight_quantizer.active:
-        return e.initializer(numpy_helper.from_array(np.asarray((weight.T if transposed else weight).cpu()), name))
+        return e.initializer(numpy_helper.from_array(np.asarray(weight.cpu()), name))
     stored = stored_weight(layer, e.graph.container)
-    integers = stored.integers.T.contiguous() if transposed else stored.integers
     axis = layer.weight_quantizer.spec.ch_axis
-    settings = {} if axis == -1 else {"axis": 1 - axis if transposed else axis}
+    settings = {} if axis == -1 else {"axis": axis}
     shape = (-1,) if settings else ()
     return e.add(
         "DequantizeLinear",
-        e.initializer(stored.storage.tensor(name, integers)),
+        e.initializer(stored.storage.tensor(name, stored.integers)),
         e.constant(stored.scale.reshape(shape)),
         _integers(e, stored.storage, stored.zero_point.reshape(shape)),
         **settings,
@@ -136,9 +129,12 @@ def convolution(e: Emitter, layer: nn.Conv1d | nn.Conv2d, x: Value) -> str:
 
 
 def linear(e: Emitter, layer: nn.Linear, x: Value) -> str:
-    """A fully connected layer on `[..., I]`."""
-    if len(x.shape) == 2:
-        bias = [] if layer.bias is None else [e.constant(layer.bias)]
-        return e.add("Gemm", x, weight_of(e, layer), *bias, transB=1)
-    product = e.add("MatMul", x, weight_of(e, layer, transposed=True))
-    return product if layer.bias is None else e.add("Add", product, e.constant(layer.bias))
+    """A fully connected layer on `[..., I]`.
+
+    Always a Gemm, on rows of tokens too: ONNX Runtime (1.32) fuses a MatMul with packed weights into an operator that
+    quantizes the activations once more, and that computes something else where 2-bit rows do not fill whole bytes.
+    """
+    bias = [] if layer.bias is None else [e.constant(layer.bias)]
+    rows = x if len(x.shape) == 2 else e.reshaped(x, (None, layer.in_features))
+    product = e.add("Gemm", rows, weight_of(e, layer), *bias, transB=1)
+    return product if len(x.shape) == 2 else e.reshaped(product)

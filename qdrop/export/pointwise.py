@@ -18,12 +18,16 @@ def _hardtanh(e: Emitter, input: Value, min_val: float = -1.0, max_val: float = 
     return _clamp(e, input, min_val, max_val)
 
 
-def _clamp(e: Emitter, input: Value, min: float | None = None, max: float | None = None) -> str:
-    low, high = ("" if bound is None else e.operand(bound) for bound in (min, max))
-    return e.add("Clip", input, low, high)
+def _clamp(e: Emitter, input: Value, min: Any = None, max: Any = None) -> str:
+    """Clip takes numbers alone; tensors are broadcast by Max and Min, of which the upper bound has the last word."""
+    if all(bound is None or isinstance(bound, int | float) for bound in (min, max)):
+        low, high = ("" if bound is None else e.operand(bound) for bound in (min, max))
+        return e.add("Clip", input, low, high)
+    raised = input.name if min is None else e.add("Max", input, e.operand(min))
+    return raised if max is None else e.add("Min", raised, e.operand(max))
 
 
-def _clamp_min(e: Emitter, input: Value, min: float) -> str:
+def _clamp_min(e: Emitter, input: Value, min: Any) -> str:
     return _clamp(e, input, min)
 
 
@@ -36,11 +40,11 @@ def _hardsigmoid(e: Emitter, input: Value) -> str:
 
 
 def _leaky_relu(e: Emitter, input: Value, negative_slope: float = 0.01) -> str:
-    return e.add("LeakyRelu", input, alpha=negative_slope)
+    return e.add("LeakyRelu", input, alpha=float(negative_slope))
 
 
 def _elu(e: Emitter, input: Value, alpha: float = 1.0) -> str:
-    return e.add("Elu", input, alpha=alpha)
+    return e.add("Elu", input, alpha=float(alpha))
 
 
 def _prelu(e: Emitter, input: Value, weight: Any) -> str:
@@ -97,7 +101,12 @@ def _matmul(e: Emitter, input: Value, other: Value) -> str:
     return e.add("MatMul", input, other)
 
 
-def _softmax(e: Emitter, input: Value, dim: int, _stacklevel: int = 3, dtype: Any = None) -> str:
+def _softmax(e: Emitter, input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> str:
+    """Without an axis PyTorch takes the second, but of three axes, as of one, the first."""
+    if dim is None:
+        dim = 0 if len(input.shape) in (1, 3) else 1
+    if input.shape[dim] is None:
+        raise e.error("is a softmax over the batch")
     return e.add("Softmax", input, axis=dim)
 
 
@@ -106,7 +115,7 @@ def _layer_norm(
 ) -> str:
     scale = e.constant(np.ones(normalized_shape)) if weight is None else e.operand(weight)
     shift = [] if bias is None else [e.operand(bias)]
-    return e.add("LayerNormalization", input, scale, *shift, axis=-len(normalized_shape), epsilon=eps)
+    return e.add("LayerNormalization", input, scale, *shift, axis=-len(normalized_shape), epsilon=float(eps))
 
 
 HANDLERS: dict[str, Handler] = {

@@ -10,6 +10,7 @@
 import hashlib
 import logging
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qdrop.errors import QdropError
+from qdrop.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,10 @@ SUFFIXES = (".pth", ".pth.tar", ".pt", ".safetensors")
 KEYS_SHOWN = 8  # of a long list in an error
 
 # What torch.load raises on a file that is no checkpoint, depending on where it stops making sense.
-TORCH_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError)
+TORCH_ERRORS = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError),
+    *(struct.error, AssertionError),  # a file of torch before 1.6
+)
 
 
 class WeightsError(QdropError, ValueError):
@@ -75,15 +80,19 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
 
     Raises:
         WeightsError: the file does not exist, cannot be downloaded, or its kind is unknown.
+        OSError: the file is in the home folder of a user that is not there.
     """
     if path == "embedded":
         return describe(ASSETS / _known(EMBEDDED, model_type, path))
     if path == "auto":
         url = f"{RELEASE}/{_known(PUBLISHED, model_type, path)}"
         return download(url, hub_folder() / PUBLISHED[model_type])
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError as error:
+        raise WeightsError(f"model.path {path!r} is no URL: {error}") from error
     if "://" not in path and parts.scheme != "file":
-        return _local(Path(path).expanduser())
+        return _local(expanded(path))
     if parts.scheme == "file":
         return _local(Path(url2pathname(parts.path)))
     if parts.scheme not in ("http", "https"):

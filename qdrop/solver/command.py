@@ -13,6 +13,7 @@ from qdrop.config import Config
 from qdrop.config_help import presets_help, settings_help
 from qdrop.config_io import load_config, what_counts
 from qdrop.errors import QdropError, first_line
+from qdrop.files import expanded
 from qdrop.solver.memory import is_out_of_memory
 
 log = logging.getLogger("qdrop")
@@ -71,7 +72,7 @@ def run_folder(config: Config, file: str | Path) -> Path:
     The hash is that of :func:`what_counts`: the same settings find the same folder again.
     """
     if config.process.out is not None:
-        return Path(config.process.out)
+        return expanded(config.process.out)
     digest = hashlib.sha256(json.dumps(what_counts(config), sort_keys=True).encode()).hexdigest()[:8]
     a_bit = config.quant.a_qconfig.bit if config.quant.a_qconfig else 32
     name = re.sub(r"[^\w.-]+", "_", config.model.type)

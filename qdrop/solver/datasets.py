@@ -23,6 +23,7 @@ from torchvision.datasets import CIFAR10
 
 from qdrop.config import DataConfig
 from qdrop.errors import QdropError
+from qdrop.files import expanded
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 CIFAR_SIDE = 32
@@ -127,7 +128,7 @@ def class_names(config: DataConfig) -> list[str]:
         if not (names := _subfolders(train)):
             raise _error(config, f"{train} has no class sub-folders", found_in=train)
         return names
-    file = Path(config.classes).expanduser()
+    file = expanded(config.classes)
     if not file.is_file():
         raise DataError(f"no file {file} (data.classes): it lists all class folder names, one a line")
     try:
@@ -157,7 +158,7 @@ def training_source(config: DataConfig) -> Source:
     root = _root(config)
     if config.type == "cifar10" and config.calib_from == "train" and _is_cifar_batches(root):
         return _cifar_batches(root, train=True)
-    elsewhere = Path(config.calib_from).expanduser()
+    elsewhere = expanded(config.calib_from)
     folder = root / elsewhere  # elsewhere itself, if absolute
     if not folder.is_dir() and len(elsewhere.parts) > 1 and elsewhere.is_dir():
         folder = elsewhere
@@ -242,7 +243,7 @@ def _root(config: DataConfig) -> Path:
     """The folder `data.path`, which must exist."""
     if config.path is None:
         raise _error(config, "data.path is not set: give data.path=FOLDER on the command line or in the config")
-    return _existing(config, Path(config.path).expanduser(), "it is data.path")
+    return _existing(config, expanded(config.path), "it is data.path")
 
 
 def _existing(config: DataConfig, folder: Path, why: str) -> Path:

@@ -5,6 +5,7 @@ qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -172,7 +173,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.evaluate") -> int:
     """Entry point of the command line; returns the exit status."""
     args = parser(prog).parse_intermixed_args(argv)
-    overrides = [*([] if args.data is None else [f"data.path={args.data}"]), *args.overrides]
+    place = [] if args.data is None else [f"data.path={json.dumps(args.data, ensure_ascii=False)}"]  # as it is
+    overrides = [*place, *args.overrides]
 
     def work() -> None:
         top1, images, config = evaluate(args.file, overrides)

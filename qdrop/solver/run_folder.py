@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -121,8 +122,13 @@ def portable(config: Config) -> dict[str, Any]:
     data = config_to_dict(replace(config, process=ProcessConfig(seed=config.process.seed)))
     for section, key in PLACES:
         place = data[section][key]
-        data[section][key] = place and Path(place).name
+        data[section][key] = place and _last_name(place)
     return data
+
+
+def _last_name(place: str) -> str:
+    """Of a path or a URL; what stands behind that in a URL may be a secret."""
+    return Path(unquote(urlsplit(place).path) if "://" in place else place).name
 
 
 def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str, Any]:
@@ -160,7 +166,8 @@ def complete(folder: Path, config: Config) -> Result | None:
 def _local_weights(config: Config) -> WeightsInfo | None:
     """A local file of weights as it is now; None where they come from elsewhere, or from nowhere."""
     path = config.model.path
-    return None if path is None or path == "auto" or "://" in path else resolve_weights(path, config.model.type)
+    local = path not in (None, "auto") and urlsplit(path).scheme not in ("http", "https")
+    return resolve_weights(str(path), config.model.type) if local else None
 
 
 def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool:

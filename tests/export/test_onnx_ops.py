@@ -1,18 +1,24 @@
 """Every operation that can be written, against PyTorch, and what cannot."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, bits, images, network, quantized
+from networks import NETWORKS, bits, filled, images, network, quantized
 from onnx_runs import exported
 from torch import nn
 
+from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
 from qdrop.export import Container, ExportError, export_onnx
 from qdrop.export.emitter import Emitter, OnnxGraph
 from qdrop.export.registry import FUNCTIONS, NOTHING, RESHAPES, UNARY
+from qdrop.export.registry import MODULES as REGISTRY
 from qdrop.models import build_model
 from qdrop.quantization.graph import trace
 from qdrop.quantization.state import quantizing
+
+pytestmark = pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")
 
 
 class Apply(nn.Module):
@@ -29,6 +35,8 @@ class Apply(nn.Module):
 OPERATIONS = {
     "relu": F.relu, "relu6": F.relu6, "hardtanh": F.hardtanh, "clamp": lambda x: x.clamp(-0.5, 0.5),
     "clamp_min": lambda x: torch.clamp_min(x, 0.1), "clip": lambda x: torch.clip(x, max=0.2),
+    "clamp by a tensor": lambda x: torch.clamp(x, -x.mean((2, 3), True), x.mean(1, True).abs()),
+    "leaky_relu of a whole number": lambda x: F.leaky_relu(x, 2), "implicit softmax": lambda x: F.softmax(x),
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu, "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid, "leaky_relu": lambda x: F.leaky_relu(x, 0.2), "elu": lambda x: F.elu(x, 0.7),
     "selu": F.selu, "gelu": F.gelu, "gelu tanh": lambda x: F.gelu(x, approximate="tanh"), "softplus": F.softplus,
@@ -60,7 +68,7 @@ OPERATIONS = {
 
 MODULES = [
     nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.2, 0.3), nn.LeakyReLU(0.3), nn.PReLU(3, 0.4), nn.ELU(0.5), nn.SELU(),
-    nn.GELU(), nn.SiLU(), nn.Mish(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.Softsign(), nn.Hardswish(),
+    nn.ELU(1), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.Softsign(), nn.Hardswish(),
     nn.Hardsigmoid(), nn.Softmax(1), nn.LayerNorm(8), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, ceil_mode=True),
     nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(4), nn.ConstantPad2d(1, 0.5), nn.ZeroPad2d((1, 0, 2, 1)),
     nn.Flatten(), nn.ChannelShuffle(3), nn.Upsample(scale_factor=2), nn.Conv2d(3, 6, (3, 5), 2, (1, 0), (2, 1), 3),
@@ -138,6 +146,33 @@ def test_quantized_blocks(name, widths, container, tmp_path):
     assert ((fused - expected).abs() > 0.1 * step).float().mean() < 0.1
 
 
+class Tokens(nn.Module):
+    """Fully connected layers on tokens `[N, T, C]`."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, width), nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.head(F.relu(self.inner(x)).mean(1))
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
+@pytest.mark.parametrize("container", ["native", "int8"])
+@pytest.mark.parametrize("bit", [2, 3, 4])
+@pytest.mark.parametrize("width", [10, 16])
+def test_a_fully_connected_layer_on_tokens(width, bit, container, per_channel, tmp_path):
+    """With ONNX Runtime's fusions, whether or not 2-bit rows fill whole bytes."""
+    activations = ActivationQConfig(bit=8, ch_axis=1 if per_channel else -1)
+    model, _ = quantized(filled(Tokens(width)), QuantConfig(activations, WeightQConfig(bit=bit)))
+    with quantizing(model), torch.no_grad():
+        expected = model(images(16))
+        written = exported(model, images(16), tmp_path, container)
+    spread = expected.max() - expected.min()
+    assert (written - expected).abs().max() < (1e-4 if container == "native" else 2e-2) * spread
+
+
 class FunctionalPReLU(nn.Module):
     """The function, with slopes that are read, or computed, in the graph."""
 
@@ -180,6 +215,7 @@ def test_common_networks(kind, size, tmp_path):
         (lambda x: F.interpolate(x, size=(x.size(0), 4)), r"interpolate.*depends on the batch"),
         (lambda x: F.softplus(x, beta=2), r"softplus.*beta=2"),
         (lambda x: F.softplus(x, threshold=1), r"softplus.*threshold=1"),
+        (lambda x: F.softmax(x.mean(1)), r"softmax over the batch"),
     ],
 )
 def test_what_cannot_be_written_is_named(function, reason, tmp_path):
@@ -200,9 +236,44 @@ def test_a_handler_that_fails_names_its_node(kind, monkeypatch, tmp_path):
     assert type(caught.value.__cause__) is kind
 
 
-def test_settings_of_a_module_that_cannot_be_written_are_named(tmp_path):
-    with pytest.raises(ExportError, match=r"'0' \(Softplus\) has beta=2"):
-        export_onnx(trace(nn.Sequential(nn.Softplus(beta=2)), images(4)), images(4), tmp_path / "model.onnx")
+class First(nn.Module):
+    """The first of what a pooling returns."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(x)[0]
+
+
+@pytest.mark.parametrize(
+    "model, reason",
+    [
+        (nn.Sequential(nn.Softplus(beta=2)), r"'0' \(Softplus\) has beta=2"),
+        (nn.Sequential(nn.AvgPool2d(2, divisor_override=3)), r"'0' \(AvgPool2d\) has divisor_override=3"),
+        (First(nn.MaxPool2d(2, return_indices=True)), r"'pool' \(MaxPool2d\) returns indices"),
+        (First(nn.AdaptiveMaxPool2d(1, return_indices=True)), r"'pool' \(AdaptiveMaxPool2d\) returns indices"),
+    ],
+)
+def test_settings_of_a_module_that_cannot_be_written_are_named(model, reason, tmp_path):
+    with pytest.raises(ExportError, match=reason):
+        export_onnx(trace(model, images(4)), images(4), tmp_path / "model.onnx")
+
+
+PASSED_ON = {nn.PReLU: {"weight"}, nn.LayerNorm: {"weight", "bias"}, nn.ZeroPad2d: {"value"}}
+"""Attributes that a handler gets and that are no arguments of the module's constructor."""
+NOT_PASSED_ON = {"inplace", "device", "dtype", "init", "num_parameters", "elementwise_affine", "bias", "start_dim"}
+NOT_PASSED_ON |= {"end_dim", "dim", "unflattened_size"}
+"""Arguments of constructors that make no difference to what is computed, or that shapes and parameters tell."""
+
+
+@pytest.mark.parametrize("kind", REGISTRY, ids=lambda kind: kind.__name__)
+def test_no_setting_of_a_module_is_forgotten(kind):
+    settings = set(inspect.signature(kind.__init__).parameters) - {"self", "args", "kwargs"}
+    settings -= {"min_value", "max_value"}  # old names of Hardtanh's
+    passed = set(REGISTRY[kind][1]) - PASSED_ON.get(kind, set())
+    assert passed <= settings and settings - passed <= NOT_PASSED_ON
 
 
 def test_every_function_is_written_in_one_way():

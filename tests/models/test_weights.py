@@ -142,6 +142,20 @@ def test_an_unknown_kind_of_file(path, tmp_path, monkeypatch):
         info(path)
 
 
+def test_an_address_that_is_none():
+    with pytest.raises(WeightsError, match=r"model\.path 'http://\[bad/x\.pth' is no URL: Invalid IPv6 URL"):
+        resolve_weights("http://[bad/x.pth", "resnet18")
+
+
+@pytest.mark.parametrize("end", range(1, 200, 7))
+def test_a_file_of_an_old_torch_that_was_cut_off(end, tmp_path, network):
+    path = tmp_path / "old.pth"
+    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-end])
+    with pytest.raises(WeightsError, match=r"old\.pth, \d+ bytes, cannot be read as a checkpoint"):
+        read_state_dict(path)
+
+
 def test_an_unknown_scheme():
     with pytest.raises(WeightsError, match=r"s3://bucket/net\.pth.*expected a file"):
         info("s3://bucket/net.pth")

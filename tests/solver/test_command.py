@@ -56,6 +56,11 @@ def test_run_folder():
     assert run_folder(config_from_dict({"process": {"out": "here"}}), "x.yaml") == Path("here")
 
 
+def test_the_run_folder_may_be_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_folder(config_from_dict({"process": {"out": "~/runs"}}), "x.yaml") == tmp_path / "runs"
+
+
 def test_the_order_of_overrides_makes_another_folder():
     """The last pattern that matches decides."""
     patterns = {"layer1.*": {"w_bit": 4}, "layer1.0.conv1": {"w_bit": 8}}

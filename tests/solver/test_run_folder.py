@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,11 @@ def test_that_a_finished_run_is_replaced_is_told(whole, tmp_path, caplog):
     assert complete(tmp_path / "run", other) == result and complete(tmp_path / "run", config) is None
 
 
-def test_other_weights_under_the_same_name_are_another_run(tmp_path):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_other_weights_under_the_same_name_are_another_run(scheme, tmp_path):
     weights, out = tmp_path / "digits.safetensors", tmp_path / "run"
     shutil.copy(ASSETS / EMBEDDED["digits_resnet"], weights)
-    config = load_config(CONFIG, [*SHORT, f"model.path={weights}"])
+    config = load_config(CONFIG, [*SHORT, f"model.path={scheme}{weights}"])
     result = run(config, out)
     assert complete(out, config) == result
     save_file({name: value * 1.5 for name, value in load_file(weights).items()}, weights)
@@ -167,5 +169,7 @@ def test_settings_that_are_passed_on_hold_nothing_of_the_machine():
     passed_on = config_from_dict(portable(config))
     assert passed_on.process == ProcessConfig(seed=5)
     assert passed_on.model == ModelConfig(path="net.pth")
+    config = replace(config, model=ModelConfig(path="https://me:secret@a.example/weights/the%20net.pth?token=secret"))
+    assert portable(config)["model"]["path"] == "the net.pth"
     assert passed_on.data == DataConfig(path="imagenet", val_limit=7)
     assert passed_on.quant == config.quant
