@@ -57,11 +57,11 @@ class Compiler:
         saved = alike * seconds_saved(loss.unit, len(example.full), iters, example.full.device)
         if self.mode == "auto" and saved <= COMPILE_SECONDS:
             log.info(
-                "not compiled: that would take some %.0f s and save %.0f s of %d x %d iterations",
+                "not compiled: that would take some %.0f s and save %.0f s in %d iterations of %s",
                 COMPILE_SECONDS,
                 saved,
-                alike,
                 iters,
+                "this unit" if alike == 1 else f"each of {alike} units of this shape",
             )
             return eager(loss)
         try:
