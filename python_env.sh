@@ -8,7 +8,7 @@
 root=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 use_python() {
-    local requirements=$1 stamp
+    local requirements=$1 stamp before=
     if [ -n "${QDROP_PYTHON:-}" ]; then
         python=$QDROP_PYTHON
         command -v "$python" > /dev/null || {
@@ -28,8 +28,9 @@ use_python() {
             echo "Python 3.11 or newer is needed; python3 here is $(python3 --version)." >&2
             return 1
         }
+        [ ! -e "$env" ] || before=there
         python3 -m venv "$env" || {
-            rm -rf "$env" # half of one would be taken for whole the next time
+            [ -n "$before" ] || rm -rf "$env" # half of one would be taken for whole the next time
             return 1
         }
     fi

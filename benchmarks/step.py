@@ -121,14 +121,9 @@ def cold_compiler() -> Iterator[None]:
         yield
 
 
+@cold_compiler()
 def measure(args: argparse.Namespace) -> Outcome:
     """All cases, or the small ones if `args.quick`."""
-    with cold_compiler():
-        return compared(args)
-
-
-def compared(args: argparse.Namespace) -> Outcome:
-    """The work of :func:`measure`."""
     cases = [case for case in CASES if case.network in SMALL] if args.quick else CASES
     figures: dict[str, float] = {}
     rows: list[tuple[str, ...]] = []

@@ -154,16 +154,18 @@ def _check(images: Tensor, quant: QuantConfig) -> None:
 
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
+    if config is None:
+        return QuantConfig(recon=ReconConfig())
     if isinstance(config, QuantConfig):
         return config
-    if config is not None and not isinstance(config, Mapping):
+    if not isinstance(config, Mapping):
         raise ConfigError(
             f"config is a {type(config).__name__}; expected a QuantConfig or a dict with the settings of a section"
             " quant (of a whole Config it is config.quant)"
         )
-    if config is not None and "quant" in config:
+    if "quant" in config:
         raise ConfigError("config holds a section quant; expected what is in that section: config['quant']")
-    return QuantConfig(recon=ReconConfig()) if config is None else config_from_dict({"quant": config}).quant
+    return config_from_dict({"quant": config}).quant
 
 
 def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written; and where a user means."""
+"""Files that are there whole or not at all, whatever happens while they are written; and paths as users write them."""
 
 import errno
 import os

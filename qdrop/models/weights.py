@@ -95,12 +95,17 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
         return _local(expanded(path))
     if parts.scheme == "file":
         return _local(Path(url2pathname(parts.path)))
-    if parts.scheme not in ("http", "https"):
+    if not is_remote(path):
         raise WeightsError(f"model.path {path!r}: expected a file, an http(s) or file URL, 'auto' or 'embedded'")
     name = Path(unquote(parts.path)).name
     _check_suffix(name)
     # Different addresses often end in the same file name, so the cached file carries a mark of its address.
     return download(path, hub_folder() / f"{hashlib.sha256(path.encode()).hexdigest()[:8]}-{name}")
+
+
+def is_remote(path: str) -> bool:
+    """Whether weights come from another machine: `path` is an http or https URL."""
+    return urlsplit(path).scheme in ("http", "https")
 
 
 def hub_folder() -> Path:

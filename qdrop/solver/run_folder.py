@@ -24,7 +24,7 @@ from qdrop.config import Config, ProcessConfig
 from qdrop.config_io import config_to_dict, load_config, save_config, what_counts
 from qdrop.export.options import default_paths
 from qdrop.files import remove_leftovers, write_file
-from qdrop.models.weights import WeightsInfo, resolve_weights
+from qdrop.models.weights import WeightsInfo, is_remote, resolve_weights
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
 from qdrop.solver.result import Result
@@ -166,8 +166,7 @@ def complete(folder: Path, config: Config) -> Result | None:
 def _local_weights(config: Config) -> WeightsInfo | None:
     """A local file of weights as it is now; None where they come from elsewhere, or from nowhere."""
     path = config.model.path
-    local = path not in (None, "auto") and urlsplit(path).scheme not in ("http", "https")
-    return resolve_weights(str(path), config.model.type) if local else None
+    return None if path is None or path == "auto" or is_remote(path) else resolve_weights(path, config.model.type)
 
 
 def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool:
