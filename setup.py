@@ -41,7 +41,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.8",
         ],
-        "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29"],
+        "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29", "ipywidgets>=8.1"],
     },
     entry_points={"console_scripts": ["qdrop=qdrop.cli:main"]},
 )

@@ -1,12 +1,20 @@
-"""The command `qdrop`: quantize | evaluate | export | inspect | report, each also a module of its own."""
+"""The command `qdrop`, also `python -m qdrop`: each of its commands is also a module of its own."""
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+import qdrop
 
 COMMANDS = {
     "quantize": ("qdrop.solver.main_imagenet", "quantize a trained network: config file in, run folder out"),
+    "compare": (
+        "qdrop.solver.compare",
+        "quantize at several bit widths, with the drop and without: a table, a picture",
+    ),
     "evaluate": ("qdrop.solver.evaluate", "measure top-1 of a packed checkpoint or an ONNX file"),
     "export": ("qdrop.export.__main__", "write a run's network as ONNX or as a program of torch.export"),
     "inspect": ("qdrop.inspection", "show layers, bits, shapes, sizes and figures of a file"),
@@ -15,16 +23,37 @@ COMMANDS = {
 """Module of each command, imported only when it is asked for, and what it does."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors end with where the commands are listed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` lists all commands\n")
+
+
+def _command(name: str) -> str:
+    """A command by its name.
+
+    Raises:
+        ArgumentTypeError: If there is none; names the nearest.
+    """
+    if name in COMMANDS:
+        return name
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"expected {' | '.join(COMMANDS)}"
+    raise argparse.ArgumentTypeError(f"{name}: no such command; {meant}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments before those of the command."""
     lines = [f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()]
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="qdrop",
         description="Post-training quantization of vision networks to 2 to 4 bits (QDrop, ICLR 2022).",
         epilog="commands; `qdrop COMMAND --help` tells more:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=" | ".join(COMMANDS))
+    made.add_argument("--version", action="version", version=f"qdrop {qdrop.__version__}")
+    made.add_argument("command", type=_command, metavar="COMMAND", help=" | ".join(COMMANDS))
     return made
 
 

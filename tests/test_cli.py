@@ -4,6 +4,8 @@ import json
 import operator
 import runpy
 import shutil
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import setuptools
 import torch
 
+import qdrop
 from qdrop.checkpoint import load, read, save
 from qdrop.cli import COMMANDS, main
 from qdrop.config import Config, QuantConfig, ReconConfig
@@ -245,10 +248,30 @@ def test_help_lists_the_commands(capsys):
     assert all(command in shown and what in shown for command, (_, what) in COMMANDS.items())
 
 
-def test_an_unknown_command(capsys):
+@pytest.mark.parametrize(("typed", "meant"), [("quantise", "quantize"), ("reprot", "report"), ("eval", "evaluate")])
+def test_a_mistyped_command_is_told_with_the_one_that_was_meant(typed, meant, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["quantise"])
-    assert caught.value.code == 2 and "quantise" in capsys.readouterr().err
+        main([typed])
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2 and f"{typed}: no such command; did you mean {meant}?" in shown
+
+
+def test_an_unknown_command_is_told_with_all_there_are(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["zzz"])
+    assert caught.value.code == 2 and f"expected {' | '.join(COMMANDS)}" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out == f"qdrop {qdrop.__version__}\n"
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "qdrop", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"qdrop {qdrop.__version__}\n")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -75,11 +76,11 @@ def test_run_scripts_are_one_and_executable():
     assert all(os.access(script, os.X_OK) for script in scripts)
 
 
-def run(script, python, cwd, *args):
+def run(script, python, cwd, *args, shell="bash"):
     """Runs a script with this program as its python."""
     python.chmod(0o755)
     return subprocess.run(
-        ["bash", script, *args],
+        [shell, script, *args],
         cwd=cwd,
         env={**os.environ, "QDROP_PYTHON": str(python)},
         capture_output=True,
@@ -87,43 +88,111 @@ def run(script, python, cwd, *args):
     )
 
 
-@pytest.mark.parametrize("folder", ["w2a4/res18", "cifar10/resnet20/w2a2"])
-def test_run_script_from_another_directory(tmp_path, folder):
+FOREIGN = [("w2a4/res18", "quantize"), ("cifar10/resnet20/w2a2", "quantize"), ("quickstart", "compare")]
+
+
+@pytest.mark.parametrize(("folder", "command"), FOREIGN)
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_run_script_from_another_directory(tmp_path, folder, command, shell):
     python = tmp_path / "py thon"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit $((7 * ($# > 2)))\n')
     args = ["data.path=/a b", "model.kwargs={a: 1}"]
     for script in (EXP / folder / "run.sh", os.path.relpath(EXP / folder / "run.sh", tmp_path)):
-        done = run(script, python, tmp_path, *args)
+        done = run(script, python, tmp_path, *args, shell=shell)
         assert done.stdout.splitlines() == [
-            *("-m", "qdrop.solver.main_imagenet"),
-            *("--config", str(EXP / folder / "config.yaml")),
+            "-m",
+            "qdrop",
+            command,
+            "--config",
+            str(EXP / folder / "config.yaml"),
             *args,
         ]
         assert done.returncode == 7
 
 
-def test_run_script_tells_how_to_install(tmp_path):
+@pytest.mark.parametrize(("folder", "command"), FOREIGN)
+def test_run_script_tells_what_is_wrong_with_an_interpreter(tmp_path, folder, command):
+    script = EXP / folder / "run.sh"
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 1\n")
-    done = run(EXP / "cifar10/resnet20/w2a2/run.sh", python, tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr == f"{python} cannot import qdrop; install it first: pip install -e {EXP.parent}\n"
-
-
-def test_the_quickstart_tells_what_is_wrong_with_an_interpreter(tmp_path):
-    script = EXP / "quickstart" / "run.sh"
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 1\n")
+    python.write_text("#!/bin/sh\necho Traceback >&2\nexit 1\n")
     done = run(script, python, tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"{python} cannot import torch or qdrop; install both first: ")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"{python} cannot import torch or qdrop; install both first: {python} -m pip install -e {EXP.parent}\n"
+    )
     python.unlink()
     python = tmp_path / "nowhere"
     environment = {**os.environ, "QDROP_PYTHON": str(python), "CDPATH": f".:{tmp_path}"}  # which makes `cd` print
-    command = ["bash", "exp/quickstart/run.sh"]
+    command = ["bash", f"exp/{folder}/run.sh"]
     done = subprocess.run(command, cwd=EXP.parent, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, f"QDROP_PYTHON={python}: there is no such program.\n")
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """The scripts and configs in a folder of their own, and a PATH with the shell's tools and no python."""
+    shutil.copytree(EXP, tmp_path / "home" / "exp")
+    for name in ("python_env.sh", "requirements.txt"):
+        shutil.copy(EXP.parent / name, tmp_path / "home")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "cksum", "cut", "dirname", "touch", "rm"):
+        (tools / name).symlink_to(shutil.which(name))
+    return tmp_path / "home", tools
+
+
+def start(home, tools, folder="w2a4/res18", **environment):
+    command = [tools / "bash", home / "exp" / folder / "run.sh", "data.path=/data"]
+    return subprocess.run(command, env={"PATH": str(tools), **environment}, capture_output=True, text=True, check=False)
+
+
+def test_without_any_python_it_says_what_to_install(bare):
+    home, tools = bare
+    done = start(home, tools)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("There is no python3 here: install Python 3.11 or newer")
+    assert not (home / ".venv").exists()
+
+
+MAKES_ENVIRONMENTS = """#!/bin/sh
+[ "$1 $2" = "-m venv" ] || exit 0
+mkdir=$(dirname "$0")/mkdir
+"$mkdir" -p "$3/bin" && cat "$(dirname "$0")/inner" > "$3/bin/python" && "$(dirname "$0")/chmod" +x "$3/bin/python"
+"""
+RECORDS = '#!/bin/sh\necho "$@" >> "{log}"\n[ "$2" != pip ] || exit {pip}\n'
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_it_makes_an_environment_once_and_runs_in_it(bare, active, tmp_path):
+    home, tools = bare
+    for name in ("mkdir", "chmod"):
+        (tools / name).symlink_to(shutil.which(name))
+    log = tmp_path / "log"
+    (tools / "inner").write_text(RECORDS.format(log=log, pip=0))
+    (tools / "python3").write_text(MAKES_ENVIRONMENTS)
+    (tools / "python3").chmod(0o755)
+    mine = {"VIRTUAL_ENV": str(tmp_path / "mine")} if active else {}
+    for _ in range(2):
+        assert start(home, tools, **mine).returncode == 0
+    env = tmp_path / "mine" if active else home / ".venv"
+    assert (env / "bin" / "python").exists() and (home / ".venv").exists() != active
+    quantize = f"-m qdrop quantize --config {home}/exp/w2a4/res18/config.yaml data.path=/data"
+    lines = log.read_text().splitlines()
+    assert [line.split()[:3] for line in lines[:2]] == 2 * [["-m", "pip", "install"]]
+    assert lines[2:] == [quantize, quantize]
+
+
+def test_an_installation_that_fails_is_told_and_tried_again(bare, tmp_path):
+    home, tools = bare
+    for name in ("mkdir", "chmod"):
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "inner").write_text(RECORDS.format(log=tmp_path / "log", pip=1))
+    (tools / "python3").write_text(MAKES_ENVIRONMENTS)
+    (tools / "python3").chmod(0o755)
+    for attempt in (1, 2):
+        done = start(home, tools)
+        assert done.returncode == 1 and "could not be installed" in done.stderr
+        assert len((tmp_path / "log").read_text().splitlines()) == attempt
 
 
 @functools.cache

@@ -51,10 +51,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_args(
-    argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
+    argv: Sequence[str] | None = None,
+    prog: str = "python -m qdrop.solver.main_imagenet",
+    description: str = "Quantize a vision network after training.",
 ) -> tuple[Config, Path]:
     """The settings a command line asks for, and the file it names; `argv` None: that of this process."""
-    parser = _Parser(prog=prog, description="Quantize a vision network after training.")
+    parser = _Parser(prog=prog, description=description)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument(
         "overrides",

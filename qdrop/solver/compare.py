@@ -1,6 +1,6 @@
 """Run the main job at several bit widths, with and without the drop; print a table and draw it.
 
-python -m qdrop.solver.compare --config exp/quickstart/config.yaml quant.recon.iters=500
+qdrop compare --config exp/quickstart/config.yaml quant.recon.iters=500
 
 Started again, it goes on behind the runs that are complete: the same table and picture, at once. To run all of them
 again, delete the folder or set `process.out` to another one.
@@ -110,12 +110,14 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.compare") -> int:
     """Entry point of the command line; returns the exit status."""
     matplotlib.use("Agg")
 
     def work() -> None:
-        config, file = parse_args(argv, prog="python -m qdrop.solver.compare")
+        config, file = parse_args(
+            argv, prog, "Quantize at W4A4, W3A3, W2A4 and W2A2, with the drop and without; show a table."
+        )
         out = run_folder(config, file)
         out = out if config.process.out else out.with_name(f"compare-{out.name}")
         rows = compare(config, out)
