@@ -20,7 +20,6 @@ setup(
         "timm>=1.0.15",
         "numpy>=2.0",
         "matplotlib>=3.9",
-        "omegaconf>=2.3",
         "pydantic>=2.9",
         "psutil>=5.9",
         "pyyaml>=6.0",

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from qdrop.config import QuantConfig, ReconConfig
-from qdrop.config_io import ConfigError, config_from_dict
+from qdrop.config import ConfigError, QuantConfig, ReconConfig, config_from_dict
 from qdrop.errors import first_line
 from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import GraphError, trace

@@ -7,8 +7,7 @@ from torch import nn
 
 import qdrop
 from qdrop import GraphError
-from qdrop.config import Config, QuantConfig
-from qdrop.config_io import ConfigError
+from qdrop.config import Config, ConfigError, QuantConfig
 from qdrop.quantization.state import quantizers
 from qdrop.solver.calibrate import CalibrationError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from qdrop.config_io import load_config
+from qdrop.config import load_config
 from qdrop.models import build_model
 from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import make_plan

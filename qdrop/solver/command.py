@@ -9,9 +9,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qdrop.config import Config
-from qdrop.config_help import presets_help, settings_help
-from qdrop.config_io import load_config, what_counts
+from qdrop.config import Config, load_config, what_counts
+from qdrop.config.help import presets_help, settings_help
 from qdrop.errors import QdropError, first_line
 from qdrop.files import expanded
 from qdrop.solver.memory import is_out_of_memory

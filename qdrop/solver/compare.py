@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from qdrop.config import ActivationQConfig, Config
-from qdrop.config_io import ConfigError
+from qdrop.config import ActivationQConfig, Config, ConfigError
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.main_imagenet import run
 

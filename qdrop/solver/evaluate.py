@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qdrop import checkpoint
-from qdrop.config import Config
-from qdrop.config_io import ConfigError, config_from_dict
+from qdrop.config import Config, ConfigError, config_from_dict
 from qdrop.errors import first_line
 from qdrop.network_file import FileKind, NetworkFile, find_network
 from qdrop.onnx_file import OnnxFileError, settings

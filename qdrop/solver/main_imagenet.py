@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from qdrop import checkpoint
-from qdrop.config import Config, ProcessConfig
-from qdrop.config_io import ConfigError
+from qdrop.config import Config, ConfigError, ProcessConfig
 from qdrop.models import build_model_with_info
 from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import trace

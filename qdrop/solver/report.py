@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import ActivationQConfig, Config, ReconConfig
-from qdrop.config_io import HOW, config_to_dict, flat, load_config
+from qdrop.config import HOW, ActivationQConfig, Config, ReconConfig, config_to_dict, flat, load_config
 from qdrop.files import write_file
 from qdrop.solver.result import Result
 from qdrop.solver.run_folder import PLACES

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qdrop.config import Config
-from qdrop.config_io import HOW, config_to_dict, flat
+from qdrop.config import HOW, Config, config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
 from qdrop.errors import QdropError
 from qdrop.files import remove_leftovers, write_file

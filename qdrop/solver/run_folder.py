@@ -20,8 +20,7 @@ import torch
 
 from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
-from qdrop.config import Config, ProcessConfig
-from qdrop.config_io import config_to_dict, load_config, save_config, what_counts
+from qdrop.config import Config, ProcessConfig, config_to_dict, load_config, save_config, what_counts
 from qdrop.export.options import default_paths
 from qdrop.files import remove_leftovers, write_file
 from qdrop.models.weights import WeightsInfo, is_remote, resolve_weights

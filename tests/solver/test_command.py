@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qdrop.config import PRESETS
-from qdrop.config_help import describe, settings
-from qdrop.config_io import config_from_dict, config_to_dict
+from qdrop.config import PRESETS, config_from_dict, config_to_dict
+from qdrop.config.help import describe, settings
 from qdrop.solver.command import parse_args, run_folder
 
 

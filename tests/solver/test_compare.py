@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from qdrop.config_io import ConfigError, load_config
+from qdrop.config import ConfigError, load_config
 from qdrop.solver.compare import METHODS, SETTINGS, compare, draw, main, table
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"

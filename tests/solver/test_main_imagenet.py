@@ -10,8 +10,7 @@ import torch
 
 import qdrop
 from qdrop.checkpoint import read
-from qdrop.config import Config
-from qdrop.config_io import config_from_dict, load_config
+from qdrop.config import Config, config_from_dict, load_config
 from qdrop.errors import QdropError
 from qdrop.quantization.plan import Plan
 from qdrop.solver.accuracy import accuracy

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qdrop.config_io import config_from_dict, load_config, save_config
+from qdrop.config import config_from_dict, load_config, save_config
 from qdrop.solver.report import _changes, main, report
 from qdrop.solver.result import Result
 

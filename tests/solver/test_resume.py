@@ -17,8 +17,7 @@ import torch
 from networks import images, network, planned, quantized
 
 import qdrop.files
-from qdrop.config import Config, ReconConfig
-from qdrop.config_io import load_config
+from qdrop.config import Config, ReconConfig, load_config
 from qdrop.quantization.state import adarounds
 from qdrop.solver import run_folder
 from qdrop.solver.main_imagenet import main, run

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig
-from qdrop.config_io import config_from_dict, load_config
+from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig, config_from_dict, load_config
 from qdrop.export import Container
 from qdrop.export.__main__ import write_onnx, write_program
 from qdrop.models.weights import ASSETS, EMBEDDED

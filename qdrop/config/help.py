@@ -8,9 +8,8 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from qdrop.config import PRESETS, Config
-
-Key = tuple[str, ...]
+from qdrop.config.schema import PRESETS, Config
+from qdrop.config.yaml_text import Key
 
 PATTERN = "<pattern>"  # in a listed key: whatever name a mapping is given
 NAMES = {NoneType: "null", bool: "true | false", str: "text", dict: "mapping"}
@@ -61,13 +60,14 @@ def describe(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         words = [extra for extra in parts[1:] if isinstance(extra, str)]
-        return words[0] if words else describe(parts[0]) + _bounds(parts[1].metadata)
+        limits = [limit for extra in parts[1:] for limit in getattr(extra, "metadata", ())]
+        return words[0] if words else describe(parts[0]) + _bounds(limits)
     if origin in (Union, UnionType):
         return " | ".join(describe(part) for part in parts)
     if origin is Literal:
         return " | ".join(str(part) for part in parts)
     if origin is tuple:
-        return f"[{', '.join(describe(part) for part in parts)}]"
+        return f"list of {len(parts)}, each {' | '.join(dict.fromkeys(describe(part) for part in parts))}"
     if is_dataclass(hint):
         return "section"
     return NAMES.get(origin or hint) or hint.__name__
@@ -133,10 +133,14 @@ def _member(hint: Any, name: str) -> Any:
 def _bounds(limits: list[Any]) -> str:
     """The range of a number: `` 2..8``, `` >= 0, < 1``."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = {sign: getattr(limit, sign) for limit in limits for sign in signs if hasattr(limit, sign)}
+    found = {sign: _number(getattr(limit, sign)) for limit in limits for sign in signs if hasattr(limit, sign)}
     if found.keys() == {"ge", "le"}:
         return f" {found['ge']}..{found['le']}"
-    return " " + ", ".join(f"{signs[sign]} {value}" for sign, value in found.items())
+    return "".join(f", {signs[sign]} {value}" for sign, value in found.items()).replace(",", "", 1)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _paragraph(setting: Setting, width: int) -> str:

@@ -1,21 +1,36 @@
 """The settings of a run: typed, checked dataclasses. An unknown key or a value out of range is an error.
 
-The docstring below a field is its help text, see ``config_help.py``. YAML and overrides: ``config_io.py``.
+The docstring below a field is its help text, see ``help.py``. YAML and overrides: ``load.py``. The upper limits
+are far above what any run needs: they tell a slip of the finger before it takes the memory or the day.
 """
 
 from dataclasses import field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL character, which no file may have in its name")
+    return text
+
+
 Bits = Annotated[int, Field(ge=2, le=8)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Processes = Annotated[int, Field(ge=0, le=1024)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+Text = Annotated[str, AfterValidator(_without_nul)]
 # A text among the annotations is what help and errors say of the type.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), "auto | cpu | cuda | cuda:N"]
 
@@ -105,7 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ReconConfig:
     """Reconstruction, unit by unit."""
 
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Calibration images in one iteration, drawn with replacement."""
     scale_lr: NotNegative = 4e-5
     """Learning rate of the activation scales; decays to 0 by a cosine."""
@@ -210,12 +225,12 @@ class QuantConfig:
 class ModelConfig:
     """Which network, and its trained weights."""
 
-    type: str = "resnet18"
+    type: Text = "resnet18"
     """resnet18, resnet50, mobilenetv2, regnetx_600m, regnetx_3200m, mnasnet, resnet20 to resnet110 (CIFAR),
     digits_resnet; or timm:NAME, torchvision:NAME."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of its builder, as in {num_classes: 1000}."""
-    path: str | None = "auto"
+    path: Text | None = "auto"
     """Weights: a file, a URL, auto (the paper's checkpoint; of timm: and torchvision: their own), embedded (the
     digits network that comes with the package); null: random."""
 
@@ -226,33 +241,33 @@ class DataConfig:
 
     type: Literal["imagenet", "cifar10", "digits"] = "imagenet"
     """Which data set; digits comes with scikit-learn and needs no path."""
-    name: str | None = None
+    name: Text | None = None
     """What results call it, for example "ImageNet, 1,200 images"; null: the type."""
-    path: str | None = None
+    path: Text | None = None
     """Its folder; for imagenet the one that holds train and val."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Images in a batch when evaluating and calibrating."""
-    num_workers: Annotated[int, Field(ge=0)] = 4
+    num_workers: Processes = 4
     """Processes that load images; 0: the main one."""
     pin_memory: bool = True
     """Load into pinned memory, for a faster copy to a GPU."""
-    input_size: Count = 224
+    input_size: Pixels = 224
     """Height and width of the network's input (imagenet)."""
-    test_resize: Count = 256
+    test_resize: Pixels = 256
     """Shorter side of a validation image before the centre is cropped to input_size (imagenet)."""
     val_limit: Count | None = None
     """Evaluate only that many validation images; null: all."""
-    calib_from: str = "train"
+    calib_from: Text = "train"
     """Where calibration images come from: a sub-folder of path, or a path of its own."""
-    classes: str | None = None
+    classes: Text | None = None
     """A file with all class folder names, one a line, in the order of the network's outputs; null: the
     sorted train folder."""
     augment: bool = True
     """Vary calibration images at random: imagenet, resized crop and flip; cifar10, shifted crop and flip; digits,
     shifted by a pixel. False: as in validation."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
     """Mean of each channel, subtracted from the image."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, by which the image is divided."""
 
     @model_validator(mode="after")
@@ -273,9 +288,9 @@ class ProcessConfig:
     """Seed of every random choice."""
     device: Device = "auto"
     """Where to compute; auto: the GPU if there is one."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads; null: torch decides."""
-    out: str | None = None
+    out: Text | None = None
     """Folder of the run's results; null: runs/NETWORK-wXaY-HASH beside the config file."""
 
 

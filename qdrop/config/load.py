@@ -6,30 +6,27 @@ A YAML file may name another to build on, ``base: ../base.yaml``, relative to it
 data: nothing is evaluated or interpolated.
 """
 
-import functools
-import io
-import itertools
 import json
-import operator
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from qdrop.config import PRESETS, Config
-from qdrop.config_help import Key, expected, nearest
-from qdrop.errors import QdropError, first_line
+from qdrop.config.errors import ConfigError, Places, at, in_words, shown
+from qdrop.config.schema import PRESETS, Config
+from qdrop.config.yaml_text import Key, YamlError, dump, parse
+from qdrop.errors import first_line
 from qdrop.files import write_file
 
 # a.b.c=value; a name with dots in it goes in brackets: quant.overrides[layer1.*].w_bit=4
-OVERRIDE = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*=.*", re.DOTALL)
+OVERRIDE = re.compile(r"([^\s.=\[\]]+(?:\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*)=(.*)", re.DOTALL)
+NAME = re.compile(r"\[([^\[\]]+)\]|([^.\[\]]+)")
 NO_INTERPOLATION = "${...} is not supported, values are taken as they are written"
+LARGEST = 1 << 20
+"""Bytes of a config file, at most: of a device or a wrong file not everything is read."""
 
 HOW = (
     *("process.device", "process.threads", "process.out"),
@@ -38,17 +35,7 @@ HOW = (
 )
 """Settings of where and how fast to work, not of what comes out: free to change in a run that is there."""
 
-Places = dict[Key, str]  # where a key was given: "file:line" or "command line"
-
 _ADAPTER = TypeAdapter(Config)
-
-
-class ConfigError(QdropError, ValueError):
-    """Settings that cannot be used; each of `problems` names key and place, and what was expected."""
-
-    def __init__(self, *problems: str) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -56,9 +43,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _overridden(*_read(Path(path)), overrides)
 
 
-def config_from_dict(data: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+def config_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Checks plain data, as from `config_to_dict`; overrides come last."""
-    return _overridden(_with_preset(data, {}), {}, overrides)
+    return _overridden(_with_preset(_plain_data(data), {}), {}, overrides)
 
 
 def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) -> Config:
@@ -74,13 +61,9 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return _ADAPTER.dump_python(config, mode="json")
 
 
-def flat(data: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every value of nested data with its key: `quant.recon.iters`; of an empty mapping the mapping."""
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+    return ((".".join(key), value) for key, value in _leaves(data))
 
 
 def what_counts(config: Config) -> dict[str, Any]:
@@ -95,7 +78,7 @@ def what_counts(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every setting as YAML; `load_config` reads it back."""
-    write_file(Path(path), OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))))
+    write_file(Path(path), dump(config_to_dict(config)))
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:
@@ -105,8 +88,8 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Pla
     if "base" not in data:
         return data, places
     base, place = data.pop("base"), places.pop(("base",))
-    if not isinstance(base, str):
-        raise ConfigError(f"{place}: base = {_show(base)}: expected the path of a YAML file")
+    if not isinstance(base, str) or "\0" in base:
+        raise ConfigError(f"{place}: base = {shown(base)}: expected the path of a YAML file")
     file = Path(os.path.normpath(path.parent / base))
     if file.resolve() in [p.resolve() for p in (*above, path)]:
         raise ConfigError(f"{place}: base = {base}: the files build on each other in a circle")
@@ -119,51 +102,27 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Pla
 def _parse_file(path: Path) -> tuple[dict[str, Any], Places]:
     """The plain data of one YAML file, and the line of each key."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data, lines = parse(_text(path))
+    except YamlError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error}") from None
+    if not isinstance(data, dict | None):
+        kind = "a list" if isinstance(data, list) else "a single value"
+        raise ConfigError(f"{path}:1: expected sections (quant, model, data, process), got {kind}")
+    return data or {}, {key: f"{path}:{line}" for key, line in lines.items()}
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) <= LARGEST:
+            return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        nodes = list(_nodes(yaml.compose(text, Loader=yaml.SafeLoader)))
-        refused = [
-            f"{path}:{line}: {'.'.join(key)} = {node.value}: {NO_INTERPOLATION}"
-            for key, line, node in nodes
-            if isinstance(node, yaml.ScalarNode) and "${" in node.value
-        ]
-        if refused:
-            raise ConfigError(*refused)
-        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{path}{_line(error)}: not valid YAML: {_reason(error)}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}:1: expected sections (quant, model, data, process), got a list")
-    places = {key: f"{path}:{line}" for key, line, _ in nodes}
-    return {str(key): value for key, value in data.items()}, places
-
-
-def _nodes(node: yaml.Node | None, key: Key = (), line: int = 1) -> Iterator[tuple[Key, int, yaml.Node]]:
-    """Every value in a YAML document with its key and the key's line; items of a list have the list's key."""
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            inner, at = (*key, str(name.value)), name.start_mark.line + 1
-            yield inner, at, value
-            yield from _nodes(value, inner, at)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield key, line, item
-            yield from _nodes(item, key, line)
-
-
-def _line(error: Exception) -> str:
-    """``:3`` where a YAML error knows its line."""
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}" if mark else ""
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong, without the position and context that the libraries add."""
-    return getattr(error, "problem", None) or first_line(error)
+    raise ConfigError(f"{path}: larger than {LARGEST} bytes; expected a config file")
 
 
 def _parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -171,14 +130,17 @@ def _parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     parsed: list[dict[str, Any]] = []
     problems = []
     for override in overrides:
+        match = OVERRIDE.fullmatch(override)
         try:
-            if not OVERRIDE.fullmatch(override):
-                raise ConfigError("expected key=value, as in quant.recon.iters=100")
-            if "${" in override:
-                raise ConfigError(NO_INTERPOLATION)
-            parsed.append(OmegaConf.to_container(OmegaConf.from_dotlist([override])))  # type: ignore[arg-type]
-        except (ConfigError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-            problems.append(f"command line: {override}: {_reason(error)}")
+            if not match:
+                raise YamlError("expected key=value, as in quant.recon.iters=100")
+            value, _ = parse(match[2])
+        except YamlError as error:
+            problems.append(f"command line: {shown(override)}: {error}")
+            continue
+        for bracketed, plain in reversed(NAME.findall(match[1])):
+            value = {bracketed or plain: value}
+        parsed.append(value)
     if problems:
         raise ConfigError(*problems)
     return parsed
@@ -193,26 +155,54 @@ def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _leaves(data: dict[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:
+    for name, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
 def _keys(data: dict[str, Any], above: Key = ()) -> Iterator[Key]:
     """Every key of nested data."""
     for name, value in data.items():
-        yield (*above, str(name))
+        yield (*above, name)
         if isinstance(value, dict):
-            yield from _keys(value, (*above, str(name)))
+            yield from _keys(value, (*above, name))
 
 
 def _validate(data: dict[str, Any], places: Places) -> Config:
     """The settings, checked as JSON, in which mappings are sections and lists are tuples."""
-    text = json.dumps(data, default=_plain)
+    refused = [(key, value) for key, value in _leaves(data) if "${" in json.dumps(value)]
+    if refused:
+        raise ConfigError(
+            *(f"{at(key, places)}{'.'.join(key)} = {shown(value)}: {NO_INTERPOLATION}" for key, value in refused)
+        )
     try:
-        return _ADAPTER.validate_json(text)
+        return _ADAPTER.validate_json(json.dumps(data))
     except ValidationError as error:
-        problems = (_problem(detail, json.loads(text), places) for detail in error.errors())
-        raise ConfigError(*dict.fromkeys(problems)) from None
+        found = (in_words(detail, data, places) for detail in error.errors())
+        raise ConfigError(*dict.fromkeys(found)) from None
+
+
+def _plain_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dict from Python holds, as JSON: a copy, its tuples lists, its numbers those of Python.
+
+    Raises:
+        ConfigError: If that cannot be, as of a dict that holds itself.
+    """
+    try:
+        text = json.dumps(data, default=_plain, ensure_ascii=False).encode()  # which half a surrogate pair is not
+        plain: dict[str, Any] = json.loads(text)
+    except (TypeError, ValueError, RecursionError, RuntimeError) as error:
+        raise ConfigError(f"the settings are no plain data: {first_line(error)}") from None
+    return plain
 
 
 def _plain(value: object) -> object:
     """A value that JSON does not know: of NumPy or a tensor the number it holds, else its text."""
+    if isinstance(value, Mapping):
+        return dict(value)
     item = getattr(value, "item", None)
     return item() if callable(item) and getattr(value, "ndim", None) == 0 else str(value)
 
@@ -228,27 +218,6 @@ def _with_preset(data: dict[str, Any], places: Places) -> dict[str, Any]:
         return data
     name, others = recon["preset"], {key: value for key, value in recon.items() if key != "preset"}
     if not isinstance(name, str) or name not in PRESETS:
-        place = places.get(("quant", "recon", "preset"))
-        raise ConfigError(
-            f"{f'{place}: ' if place else ''}quant.recon.preset = {_show(name)}: expected {' | '.join(PRESETS)}"
-        )
+        key = ("quant", "recon", "preset")
+        raise ConfigError(f"{at(key, places)}{'.'.join(key)} = {shown(name)}: expected {' | '.join(PRESETS)}")
     return {**data, "quant": {**quant, "recon": PRESETS[name] | others}}
-
-
-def _problem(detail: Any, data: dict[str, Any], places: Places) -> str:
-    """One error of pydantic in our words."""
-    key = tuple(itertools.takewhile(lambda part: isinstance(part, str), detail["loc"]))  # not into lists
-    known = (places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places)
-    place = next((f"{place}: " for place in known), "")
-    name = ".".join(key)
-    if detail["type"] == "unexpected_keyword_argument":
-        return f"{place}{name}: unknown key; {nearest(key)}"
-    if detail["type"] == "value_error":
-        return f"{place}{name}: {detail['ctx']['error']}"
-    value = functools.reduce(operator.getitem, key, data)
-    return f"{place}{name} = {_show(value)}: expected {expected(key)}"
-
-
-def _show(value: Any) -> str:
-    """A value as YAML would have it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,49 @@
+"""The settings of a run: what there is (schema), from files and the command line (load), in words (help)."""
+
+from qdrop.config.errors import ConfigError
+from qdrop.config.load import (
+    HOW,
+    config_from_dict,
+    config_to_dict,
+    flat,
+    load_config,
+    save_config,
+    what_counts,
+)
+from qdrop.config.schema import (
+    PRESETS,
+    ActivationQConfig,
+    CacheConfig,
+    Config,
+    DataConfig,
+    LayerBits,
+    ModelConfig,
+    ProcessConfig,
+    QConfig,
+    QuantConfig,
+    ReconConfig,
+    WeightQConfig,
+)
+
+__all__ = [
+    "HOW",
+    "PRESETS",
+    "ActivationQConfig",
+    "CacheConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "LayerBits",
+    "ModelConfig",
+    "ProcessConfig",
+    "QConfig",
+    "QuantConfig",
+    "ReconConfig",
+    "WeightQConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "flat",
+    "load_config",
+    "save_config",
+    "what_counts",
+]
