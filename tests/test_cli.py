@@ -1,5 +1,6 @@
 """The command line: every command on one short run of the digits network."""
 
+import contextlib
 import json
 import operator
 import runpy
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import setuptools
 import torch
+from PIL import Image
 
 import qdrop
 from qdrop.checkpoint import load, read, save
@@ -192,6 +194,39 @@ def test_evaluate_with_other_settings(folder, capsys):
     assert capsys.readouterr().out.endswith(
         ("top-1 100.00 on 1 images of one digit\n", "top-1 0.00 on 1 images of one digit\n")
     )
+
+
+@pytest.fixture(scope="module")
+def cifar_run(tmp_path_factory):
+    """A folder with the data `photos` and the run `run`, started there with a relative path to the data."""
+    place = tmp_path_factory.mktemp("cifar")
+    for index in range(20):
+        folder = place / "photos" / ("train" if index < 10 else "val") / str(index % 10)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (index * 12, 80, 200 - index * 9)).save(folder / "0.png")
+    settings = "quant.recon=null quant.calibrate=8 data.path=photos data.num_workers=0 model.path=null"
+    with contextlib.chdir(place):
+        config = str(ROOT / "exp" / "cifar10" / "resnet20" / "w4a4" / "config.yaml")
+        assert main(["quantize", "--config", config, *settings.split(), "process.out=run"]) == 0
+    return place
+
+
+def test_evaluate_finds_the_data_of_its_run(cifar_run, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)  # the run's path was relative to where it was started
+    for name in ("", "quantized.safetensors"):
+        capsys.readouterr()
+        assert main(["evaluate", str(cifar_run / "run" / name), "data.num_workers=0"]) == 0
+        assert capsys.readouterr().out.endswith("on 10 images of CIFAR-10\n")
+    assert main(["evaluate", str(cifar_run / "run"), "--data", "elsewhere"]) == 1
+    assert "no folder elsewhere (it is data.path)" in caplog.text
+
+
+def test_a_file_of_another_run_is_not_evaluated_on_the_data_of_the_folder(cifar_run, tmp_path, caplog):
+    shutil.copytree(cifar_run / "run", tmp_path / "run")
+    settings = (tmp_path / "run" / "config.resolved.yaml").read_text()
+    (tmp_path / "run" / "config.resolved.yaml").write_text(settings.replace("path: photos", "path: /data/other"))
+    assert main(["evaluate", str(tmp_path / "run")]) == 1
+    assert "no folder photos (it is data.path)" in caplog.text
 
 
 def test_inspect_a_checkpoint(folder, capsys):

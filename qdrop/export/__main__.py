@@ -101,8 +101,7 @@ def write_onnx(checkpoint: Path, container: Container, out: Path | None = None) 
     except ModuleNotFoundError as error:
         raise ExportError(str(error)) from error
     model = qdrop.load(checkpoint)
-    export_onnx(model, example(model), path, container, model.meta["config"], model.meta["metrics"])
-    return path
+    return export_onnx(model, example(model), path, container, model.meta["config"], model.meta["metrics"])
 
 
 def example(model: fx.GraphModule) -> Tensor:

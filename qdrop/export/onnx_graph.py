@@ -37,7 +37,7 @@ def export_onnx(
     container: Container | str = Container.NATIVE,
     record: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-) -> onnx.ModelProto:
+) -> Path:
     """Write a network as ONNX, with a batch of any size.
 
     Quantizers that are on become QuantizeLinear and DequantizeLinear, their weights packed integers; those
@@ -52,7 +52,7 @@ def export_onnx(
         metrics: Figures of the network before export to record, plain data.
 
     Returns:
-        The ONNX model that was written.
+        The file that was written; :func:`to_onnx` gives the model itself.
 
     Raises:
         ExportError: If the network does something that has no ONNX form here; names the node, the operation
@@ -62,8 +62,9 @@ def export_onnx(
     proto = to_onnx(model, example, Container(container))
     recorded = {key: json.dumps(dict(data)) for key, data in ((RECORD, record), (METRICS, metrics)) if data}
     helper.set_model_props(proto, recorded)
-    write_file(Path(path), proto.SerializeToString())
-    return proto
+    path = Path(path)
+    write_file(path, proto.SerializeToString())
+    return path
 
 
 def to_onnx(model: fx.GraphModule, example: Tensor, container: Container) -> onnx.ModelProto:

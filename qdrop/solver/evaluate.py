@@ -1,5 +1,6 @@
 """Top-1 of a quantized network that lies in a file: a packed checkpoint, or ONNX.
 
+qdrop evaluate RUN                                             # on the data that the run itself used
 qdrop evaluate quantized.safetensors --data /data/imagenet
 qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
 """
@@ -27,6 +28,7 @@ from qdrop.solver.imagenet_util import num_classes, validation_loader
 from qdrop.solver.main_imagenet import prepare_device
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
+from qdrop.solver.run_folder import data_of_run
 
 ALWAYS = (
     "data.type",
@@ -106,7 +108,7 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, int, Con
 
     Args:
         path: A run folder, a packed checkpoint, or ONNX.
-        overrides: Settings that replace those recorded in the file: `data.path=...`.
+        overrides: Settings that replace those recorded in the file, and in its run folder: `data.path=...`.
 
     Raises:
         QdropError: Names what to change.
@@ -137,7 +139,8 @@ def _config(file: NetworkFile, recorded: dict[str, Any], overrides: Sequence[str
     except ConfigError as error:  # `qdrop.save` records whatever it is given
         log.warning("%s: what it records are not the settings of a run: %s", file.path, first_line(error))
         recorded = {}
-    config = config_from_dict(recorded, overrides)
+    data = recorded.get("data") or {}
+    config = config_from_dict({**recorded, "data": {**data, **data_of_run(file.path, data)}}, overrides)
     images = [f"data.{name}" for name in IMAGES[config.data.type]]
     used = [*ALWAYS, *PLACES[config.data.type], *images, *(TORCH if file.kind is FileKind.CHECKPOINT else ())]
     idle = [key for key in (override.partition("=")[0] for override in overrides) if key not in used]
@@ -158,7 +161,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     made.add_argument(
         "file", type=Path, metavar="FILE", help="a run folder, its quantized.safetensors, or an ONNX file"
     )
-    made.add_argument("--data", metavar="PATH", help="folder of the data set: short for data.path=PATH")
+    made.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder of the data set, short for data.path=PATH (default: that of the run, where FILE is in its folder)",
+    )
     made.add_argument(
         "overrides",
         nargs="*",

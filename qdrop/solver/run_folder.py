@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from qdrop import checkpoint
 from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig, config_to_dict, load_config, save_config, what_counts
 from qdrop.export.options import default_paths
-from qdrop.files import remove_leftovers, write_file
+from qdrop.files import expanded, remove_leftovers, write_file
 from qdrop.models.weights import WeightsInfo, is_remote, resolve_weights
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
@@ -34,8 +34,12 @@ RESUME = "resume"
 """The folder of an interrupted run's finished units in it."""
 IDENTITY = "run.json"
 """In that one: what the run was. It goes first once the run is complete: without it the rest counts for nothing."""
-FILES = (".probe", "config.resolved.yaml", "plan.json", "env.json", "log.jsonl", "result.json", MODEL)
+SETTINGS = "config.resolved.yaml"
+"""All settings of the run."""
+FILES = (".probe", SETTINGS, "plan.json", "env.json", "log.jsonl", "result.json", MODEL)
 """What a run writes into its folder."""
+LOCK, LOG = ".lock", "run.log"
+"""What lies in it as soon as a run starts."""
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
 PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -75,7 +79,7 @@ class RunFolder:
         network = self.path / MODEL
         for path in (self.path / "result.json", network, *default_paths(network)):
             path.unlink(missing_ok=True)
-        save_config(config, self.path / "config.resolved.yaml")
+        save_config(config, self.path / SETTINGS)
         write_file(self.path / "log.jsonl", "")
         self._write("plan.json", plan.to_dict())
         self._write("env.json", _environment(device, weights))
@@ -125,13 +129,35 @@ def portable(config: Config) -> dict[str, Any]:
     return data
 
 
+def data_of_run(file: Path, recorded: dict[str, Any]) -> dict[str, str]:
+    """Where the data of a run lies: `path` and `classes` of the section `data`, as far as they can be told.
+
+    Args:
+        file: A network in a run folder, beside the settings and the environment of that run.
+        recorded: The section `data` in the file itself, see :func:`portable`. A place counts if it has the name
+            recorded there: the file may come from elsewhere.
+    """
+    try:
+        config = load_config(file.with_name(SETTINGS))
+        environment = json.loads(file.with_name("env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a file that lies alone
+        return {}
+    folder = Path(environment.get("directory", "."))  # where the run was started
+    places = {"path": config.data.path, "classes": config.data.classes}
+    return {
+        key: str(folder / expanded(place))
+        for key, place in places.items()
+        if place and recorded.get(key) == _last_name(place)
+    }
+
+
 def _last_name(place: str) -> str:
     """Of a path or a URL; what stands behind that in a URL may be a secret."""
     return Path(unquote(urlsplit(place).path) if "://" in place else place).name
 
 
 def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str, Any]:
-    """Versions, device, git revision, arguments, and checksum and source of the weights."""
+    """Versions, device, git revision, arguments, where they were given, and checksum and source of the weights."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
@@ -142,6 +168,7 @@ def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str,
         "threads": torch.get_num_threads(),
         "revision": revision(),
         "arguments": sys.argv[1:],
+        "directory": str(Path.cwd()),
         "weights": weights and {"url": weights.url, "sha256": weights.sha256},
     }
 
@@ -177,7 +204,7 @@ def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool
         weights: The weights; None: whatever they were.
     """
     try:
-        before = load_config(folder / "config.resolved.yaml")
+        before = load_config(folder / SETTINGS)
         if weights is not None:
             recorded = json.loads((folder / "env.json").read_text(encoding="utf-8"))["weights"]
             if recorded["sha256"] != weights.sha256:
@@ -191,19 +218,35 @@ def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool
 def locked(folder: Path) -> Iterator[None]:
     """Inside: no other process runs in this folder, which is made if it is not there.
 
-    The lock ends with the process, however that ends; the file `.lock` stays and means nothing.
+    The lock ends with the process, however that ends; the file `.lock` stays and means nothing. Where the work fails
+    before anything has begun, a folder made here goes again.
 
     Raises:
         OSError: If another process runs in it, or it cannot be written to.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         told = f"{error.strerror}: no run folder can be made there; set process.out to another one"
         raise OSError(error.errno, told, str(folder)) from error
-    with (folder / ".lock").open("a") as file:
-        _lock(file, folder)
-        yield
+    try:
+        with (folder / LOCK).open("a") as file:
+            _lock(file, folder)
+            yield
+    except BaseException:
+        _remove_unused(folder, made)
+        raise
+
+
+def _remove_unused(folder: Path, made: list[Path]) -> None:
+    """Remove a run folder in which nothing has begun, and the other folders made with it, innermost first."""
+    if folder in made and {path.name for path in folder.iterdir()} <= {LOCK, LOG}:
+        for name in (LOCK, LOG):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # someone else has put something into an outer one
+            for path in made:
+                path.rmdir()
 
 
 def _lock(file: TextIO, folder: Path) -> None:
@@ -229,7 +272,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("qdrop")
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:

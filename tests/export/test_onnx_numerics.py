@@ -179,7 +179,7 @@ def test_integer_convolution_is_the_convolution_with_a_rounded_bias(tmp_path):
 
 def test_any_batch_size_and_off_means_float(tmp_path):
     model, _ = quantized(network("residual"), bits(2, 4))
-    export_onnx(model, images(1), str(tmp_path / "float.onnx"))
+    assert export_onnx(model, images(1), str(tmp_path / "float.onnx")) == tmp_path / "float.onnx"
     assert not any("Quantize" in node.op_type for node in onnx.load(tmp_path / "float.onnx").graph.node)
     for count in (1, 5):
         assert torch.allclose(run(tmp_path / "float.onnx", images(count)), model(images(count)), atol=1e-5)

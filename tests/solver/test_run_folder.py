@@ -161,6 +161,27 @@ def test_where_there_are_no_locks_it_runs_with_a_warning(tmp_path, monkeypatch, 
     assert "cannot be locked" in caplog.text and "No locks available" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "settings", ["data.type=imagenet data.path=/absent", "model.path=absent.pth", "quant.calibrate=9999"]
+)
+def test_a_start_that_fails_leaves_no_folder(settings, tmp_path):
+    out = tmp_path / "runs" / "deep" / "run"
+    assert main(["--config", str(CONFIG), *settings.split(), f"process.out={out}"]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_what_was_there(whole, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").touch()
+    assert main(["--config", str(CONFIG), "model.path=absent.pth", f"process.out={mine}"]) == 1
+    assert main(["--config", str(CONFIG), "model.path=absent.pth", f"process.out={mine / 'inner'}"]) == 1
+    assert {path.name for path in mine.iterdir()} - {".lock", "run.log"} == {"notes.txt"}
+    shutil.copytree(whole[0], tmp_path / "run")
+    assert main(["--config", str(CONFIG), "model.path=absent.pth", f"process.out={tmp_path / 'run'}"]) == 1
+    assert complete(tmp_path / "run", whole[1]) == whole[2]
+
+
 def test_settings_that_are_passed_on_hold_nothing_of_the_machine():
     data = DataConfig(path="/data/imagenet", val_limit=7)
     process = ProcessConfig(seed=5, device="cuda:1", threads=32, out="/home/me/run")
