@@ -11,17 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from qdrop import pipeline
 from qdrop.config import ConfigError, QuantConfig, ReconConfig, config_from_dict
 from qdrop.errors import first_line
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import GraphError, trace
-from qdrop.quantization.plan import Plan, make_plan
+from qdrop.quantization.graph import GraphError
+from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
-from qdrop.solver.calibrate import calibrate
-from qdrop.solver.memory import keeping_freed_memory
-from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.progress import UnitProgress
-from qdrop.solver.recon import UnitReport, reconstruct
+from qdrop.solver.recon import UnitReport
 
 log = logging.getLogger("qdrop")
 
@@ -85,28 +81,18 @@ def quantize(
     if quantizers(model):
         raise GraphError("the model is quantized already; quantize the one it was made from")
     quant = _config(config)
-    recon = quant.recon
     images = _collect(calibration, quant.calibrate)
     _check(images, quant)
     parameter = next(model.parameters(), torch.empty(0))
     target = _usable(parameter.device if device is None else device)
 
-    with layer_arithmetic():  # TF32 would tell the traced graph from the model
-        graph = _trace(model, images[:2].to(parameter.device))
-    plan = make_plan(graph, quant, recon.granularity if recon else "block")
-    quantized = quantize_graph(graph, plan).to(target)
-    for tensor in (*quantized.parameters(), *quantized.buffers()):
-        tensor.data = tensor.data.clone()  # the model may be trained on, or loaded anew
-    batch_size = recon.batch_size if recon else 32
-    units: tuple[UnitReport, ...] = ()
-    with layer_arithmetic(), keeping_freed_memory():
-        calibrate(quantized, images[: quant.calibrate_range], batch_size, target)
-        if recon is not None:
-            with UnitProgress(len(plan.units), recon.iters) as progress:
-                units = tuple(reconstruct(quantized, plan, images, recon, seed, target, progress))
-    for quantizer in quantizers(quantized):
-        quantizer.active = True
-    return quantized.requires_grad_(False), Report(plan, units)
+    with pipeline.arithmetic():
+        graph = _capture(model, images)
+        plan = pipeline.make_plan(graph, quant)
+        network = pipeline.insert(graph, plan, target)
+        pipeline.calibrate(network, images, quant, target)
+        units = tuple(pipeline.reconstruct(network, plan, images, quant, seed, target))
+    return pipeline.freeze(network), Report(plan, units)
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -121,8 +107,8 @@ def _usable(device: torch.device | str) -> torch.device:
         raise ValueError(f"device = {str(device)!r}: {first_line(error)}") from error
 
 
-def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """:func:`trace`, with the reason where the model cannot even run on `example`, images `[N, C, H, W]`."""
+def _capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
+    """:func:`qdrop.pipeline.capture`, with the reason where the model cannot even run on images `[N, C, H, W]`."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise GraphError(f"parameter '{name}' has no shape yet; run the model on some images first")
@@ -131,11 +117,11 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
     try:
-        return trace(model, example)
+        return pipeline.capture(model, images)
     except GraphError:
         raise
     except Exception as error:  # a foreign network may raise anything
-        shape = list(example.shape[1:])
+        shape = list(images.shape[1:])
         raise GraphError(f"the model cannot run on images [C, H, W] of shape {shape}: {error}") from error
 
 

@@ -30,7 +30,7 @@ LARGEST = 1 << 20
 
 HOW = (
     *("process.device", "process.threads", "process.out"),
-    *("data.num_workers", "data.pin_memory"),
+    *("data.batch_size", "data.num_workers", "data.pin_memory"),
     *("quant.recon.keep_gpu", "quant.recon.cache.device", "quant.recon.compile"),
 )
 """Settings of where and how fast to work, not of what comes out: free to change in a run that is there."""

@@ -185,6 +185,8 @@ class QuantConfig:
     """Number of calibration images."""
     calibrate_range: Count = 256
     """How many of them, at most, set the activation ranges."""
+    calibrate_batch: Batch = 64
+    """Images in a batch of these: the Avg observers take the mean over batches. Also bounds the memory it takes."""
     first_w_bit: Bits | None = 8
     """Bits of the first layer's weights; null: same as the others."""
     last_w_bit: Bits | None = 8
@@ -246,7 +248,7 @@ class DataConfig:
     path: Text | None = None
     """Its folder; for imagenet the one that holds train and val."""
     batch_size: Batch = 64
-    """Images in a batch when evaluating and calibrating."""
+    """Images in a batch when they are loaded and when evaluating."""
     num_workers: Processes = 4
     """Processes that load images; 0: the main one."""
     pin_memory: bool = True

@@ -35,7 +35,8 @@ def exit_status(work: Callable[[], None]) -> int:
     except (RuntimeError, MemoryError) as error:  # torch has a type of its own for a GPU's memory only
         if not is_out_of_memory(error):
             raise
-        log.error("error: memory ran out; lower data.batch_size or quant.recon.batch_size: %s", first_line(error))
+        told = "lower data.batch_size, quant.calibrate_batch or quant.recon.batch_size"
+        log.error("error: memory ran out; %s: %s", told, first_line(error))
         return 1
     return 0
 

@@ -13,21 +13,14 @@ from pathlib import Path
 
 import torch
 
-from qdrop import checkpoint
+from qdrop import checkpoint, pipeline
 from qdrop.config import Config, ConfigError, ProcessConfig
 from qdrop.models import build_model_with_info
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import make_plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.accuracy import accuracy, check_network
-from qdrop.solver.calibrate import calibrate
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.imagenet_util import calibration_images, check_preparation, num_classes, validation_loader
-from qdrop.solver.memory import keeping_freed_memory, peak_memory_mb
-from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.progress import UnitProgress
-from qdrop.solver.recon import reconstruct
+from qdrop.solver.memory import peak_memory_mb
 from qdrop.solver.result import Result
 from qdrop.solver.resume import FinishedUnits, identity
 from qdrop.solver.run_folder import RESUME, RunFolder, complete, locked, logging_to, portable
@@ -53,13 +46,13 @@ def run(config: Config, out: Path) -> Result:
         if (found := complete(out, config)) is not None:
             log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
             return found
-        with logging_to(out), layer_arithmetic(), keeping_freed_memory():
+        with logging_to(out), pipeline.arithmetic():
             return _quantize(config, out)
 
 
 def _quantize(config: Config, out: Path) -> Result:
     """The work of :func:`run`, from the data to the figures."""
-    quant, recon, seed = config.quant, config.quant.recon, config.process.seed
+    quant, seed = config.quant, config.process.seed
     folder = RunFolder(out)
     device = prepare_device(config.process)
 
@@ -71,12 +64,10 @@ def _quantize(config: Config, out: Path) -> Result:
     check_network(model, images[:2], num_classes(config.data))
 
     # What is quantized where, and the units.
-    graph = trace(model, images[:2])
-    plan = make_plan(graph, quant, recon.granularity if recon else "block")
-    for note in plan.notes:
-        log.warning(note)
+    graph = pipeline.capture(model, images)
+    plan = pipeline.make_plan(graph, quant)
     finished = FinishedUnits(out / RESUME, plan, identity(config, plan, graph, images))
-    quantized = quantize_graph(graph, plan).to(device)
+    quantized = pipeline.insert(graph, plan, device)
     checkpoint.check_graph(quantized)
     folder.begin(config, plan, device, weights)  # last: up to here an earlier run's results stay as they are
     full = accuracy(quantized, loader, device)
@@ -84,7 +75,7 @@ def _quantize(config: Config, out: Path) -> Result:
 
     # Ranges; round-to-nearest comes out of it for free.
     started = time.perf_counter()
-    calibrate(quantized, images[: quant.calibrate_range], config.data.batch_size, device)
+    pipeline.calibrate(quantized, images, quant, device)
     seconds_calibrate = time.perf_counter() - started
     with quantizing(quantized):
         nearest = accuracy(quantized, loader, device)
@@ -92,15 +83,12 @@ def _quantize(config: Config, out: Path) -> Result:
 
     # Unit by unit: learn the rounding of the weights and the scales of the activations.
     started = time.perf_counter()
-    if recon is not None:
-        with UnitProgress(len(plan.units) - len(finished), recon.iters) as progress:
-            for report in reconstruct(quantized, plan, images, recon, seed, device, progress, out, finished):
-                folder.log(asdict(report))
-                log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
+    for report in pipeline.reconstruct(quantized, plan, images, quant, seed, device, out, finished):
+        folder.log(asdict(report))
     seconds_reconstruct = time.perf_counter() - started + finished.seconds
 
     # The outcome, measured on what the run leaves behind.
-    outcome = checkpoint.describe(quantized, portable(config))
+    outcome = checkpoint.describe(pipeline.freeze(quantized), portable(config))
     top1 = accuracy(outcome.build().to(device), loader, device)
     result = Result.of(
         config,

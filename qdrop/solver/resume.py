@@ -49,7 +49,7 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
         images: Calibration images `[N, C, H, W]`.
     """
     data = config_to_dict(config)
-    settings = {"quant": data["quant"], "process.seed": config.process.seed, "data.batch_size": config.data.batch_size}
+    settings = {"quant": data["quant"], "process.seed": config.process.seed}
     weights = {name: value.detach().cpu().contiguous() for name, value in graph.state_dict().items()}
     return {
         **{key: value for key, value in flat(settings) if key not in HOW},

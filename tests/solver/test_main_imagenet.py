@@ -143,7 +143,7 @@ def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tm
     def fails(*args):
         raise ValueError("calibration failed")
 
-    monkeypatch.setattr("qdrop.solver.main_imagenet.calibrate", fails)
+    monkeypatch.setattr("qdrop.pipeline.calibrate", fails)
     with pytest.raises(ValueError, match="calibration failed"):
         run(short(), tmp_path)
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "quantized.safetensors").exists()

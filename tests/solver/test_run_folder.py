@@ -63,7 +63,7 @@ def test_what_is_left_beside_the_identity_of_finished_units_does_not_count(whole
     assert complete(tmp_path / "run", config) is None
 
 
-@pytest.mark.parametrize("change", ["process.seed=3", "data.val_limit=null", "data.batch_size=32"])
+@pytest.mark.parametrize("change", ["process.seed=3", "data.val_limit=null", "quant.calibrate_batch=32"])
 def test_other_settings_are_another_run(change, whole):
     folder, _, _ = whole
     assert complete(folder, load_config(CONFIG, [*SHORT, change])) is None
@@ -73,7 +73,7 @@ def test_how_it_was_computed_does_not_matter(tmp_path):
     short = [*SHORT[1:], "quant.recon.iters=1"]
     result = run(load_config(CONFIG, short), tmp_path)
     how = ["process.threads=3", "process.device=cpu", "process.out=elsewhere", "data.num_workers=1"]
-    how += ["data.pin_memory=false", "quant.recon.cache.device=disk", "quant.recon.compile=off"]
+    how += ["data.batch_size=50", "data.pin_memory=false", "quant.recon.cache.device=disk", "quant.recon.compile=off"]
     assert complete(tmp_path, load_config(CONFIG, [*short, *how, "quant.recon.keep_gpu=false"])) == result
 
 

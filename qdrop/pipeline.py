@@ -1,0 +1,142 @@
+"""The method in its steps, each of them once: the command and `qdrop.quantize` call them in this order.
+
+    graph = capture(model, images)
+    plan = make_plan(graph, config.quant)
+    network = insert(graph, plan, device)
+    calibrate(network, images, config.quant, device)
+    for report in reconstruct(network, plan, images, config.quant, seed, device):
+        ...
+    freeze(network)
+
+All of it runs inside :func:`arithmetic`.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from qdrop.config import QuantConfig
+from qdrop.quantization.convert import quantize_graph
+from qdrop.quantization.graph import trace
+from qdrop.quantization.plan import Plan
+from qdrop.quantization.plan import make_plan as place
+from qdrop.quantization.state import quantizers
+from qdrop.solver import recon
+from qdrop.solver.calibrate import calibrate as find_ranges
+from qdrop.solver.memory import keeping_freed_memory
+from qdrop.solver.precision import layer_arithmetic
+from qdrop.solver.progress import UnitProgress
+from qdrop.solver.recon import Finished, UnitReport
+
+log = logging.getLogger("qdrop")
+EXAMPLE = 2
+"""Images that a network is captured with: more than one, so that none is taken for the whole batch."""
+
+
+@contextmanager
+def arithmetic() -> Iterator[None]:
+    """Inside: layers compute in true float32 and freed memory is kept, as every step expects."""
+    with layer_arithmetic(), keeping_freed_memory():
+        yield
+
+
+def capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
+    """The network as a graph in evaluation mode, batch norm folded; the model is left as it was.
+
+    Args:
+        model: Takes one image tensor, gives one tensor.
+        images: Images `[N, C, H, W]`, of which the first two are run.
+
+    Raises:
+        GraphError: If it cannot be captured, or the graph computes something else.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    return trace(model, images[:EXAMPLE].to(parameter.device))
+
+
+def make_plan(graph: fx.GraphModule, quant: QuantConfig) -> Plan:
+    """What is quantized where, and the units; what stays in full precision is said in the log.
+
+    Raises:
+        PlanError: If a pattern of `quant.overrides` matches no layer.
+        GraphError: If something in the graph cannot be quantized.
+    """
+    plan = place(graph, quant, quant.recon.granularity if quant.recon else "block")
+    for note in plan.notes:
+        log.warning(note)
+    return plan
+
+
+def insert(graph: fx.GraphModule, plan: Plan, device: torch.device) -> fx.GraphModule:
+    """Put the plan's quantizers into a graph, in place, and all of it on `device`.
+
+    They are off until a step switches them on. Its tensors are its own: the model may be trained on, or loaded anew.
+    """
+    network = quantize_graph(graph, plan).to(device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+    return network
+
+
+def calibrate(network: fx.GraphModule, images: Tensor, quant: QuantConfig, device: torch.device) -> None:
+    """Give every quantizer its range: of weights from the weights, of activations from the first images.
+
+    Args:
+        network: What :func:`insert` returned, changed in place.
+        images: Calibration images `[N, C, H, W]`; `quant.calibrate_range` of them are run.
+        quant: Also says how many at a time.
+        device: Where the network is.
+
+    Raises:
+        CalibrationError: If a value in the network is not finite.
+    """
+    find_ranges(network, images[: quant.calibrate_range], quant.calibrate_batch, device)
+
+
+def reconstruct(
+    network: fx.GraphModule,
+    plan: Plan,
+    images: Tensor,
+    quant: QuantConfig,
+    seed: int,
+    device: torch.device,
+    scratch: Path | None = None,
+    finished: Finished | None = None,
+) -> Iterator[UnitReport]:
+    """Unit by unit, learn the rounding of the weights and the scales of the activations; see `solver/recon.py`.
+
+    Args:
+        network: A calibrated network on `device`, changed in place.
+        plan: Its plan.
+        images: Calibration images `[N, C, H, W]`.
+        quant: Without `recon` nothing is learned: everything is rounded to the nearest.
+        seed: Seed of the batches and of the drop.
+        device: Where to compute.
+        scratch: Folder for values that are kept on disk; None: the system's temporary folder.
+        finished: Units of an interrupted run; each one finished here is added.
+
+    Yields:
+        A report for each unit, in order.
+
+    Raises:
+        ReconstructionError: If a loss is not finite; names the unit.
+        CacheError: If memory ran out wherever activations were kept.
+        OSError: If they are to be kept on disk and there is no room.
+    """
+    if quant.recon is None:
+        return
+    with UnitProgress(len(plan.units), quant.recon.iters) as progress:
+        for report in recon.reconstruct(network, plan, images, quant.recon, seed, device, progress, scratch, finished):
+            log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
+            yield report
+
+
+def freeze(network: fx.GraphModule) -> fx.GraphModule:
+    """Leave every quantizer on, and nothing to be learned: the network as one that is loaded from a file."""
+    for quantizer in quantizers(network):
+        quantizer.active = True
+    return network.requires_grad_(False)
