@@ -53,7 +53,8 @@ def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) 
     for extra in _parse_overrides(overrides):
         given = _merge(given, extra)
         places = places | dict.fromkeys(_keys(extra), "command line")
-    return _validate(_merge(data, _with_preset(given, places)), places)
+    settings = _merge(data, _with_preset(given, places))
+    return _validate(_merge(_of_network(settings), settings), places)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -183,6 +184,20 @@ def _validate(data: dict[str, Any], places: Places) -> Config:
     except ValidationError as error:
         found = (in_words(detail, data, places) for detail in error.errors())
         raise ConfigError(*dict.fromkeys(found)) from None
+
+
+def _of_network(settings: dict[str, Any]) -> dict[str, Any]:
+    """How the network of a library wants its images: what is set, in whichever file, takes precedence."""
+    model, data = ({} if settings.get(name) is None else settings[name] for name in ("model", "data"))
+    if not isinstance(model, dict) or not isinstance(data, dict) or data.get("type", "imagenet") != "imagenet":
+        return {}
+    type, size = model.get("type"), data.get("input_size")
+    if not isinstance(type, str) or ":" not in type:
+        return {}
+    from qdrop.models.preparation import preparation  # slow to import, and only needed for networks of libraries
+
+    own = preparation(type, size if isinstance(size, int) and size > 0 else None)
+    return {"data": own} if own else {}
 
 
 def _plain_data(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -254,9 +254,15 @@ class DataConfig:
     pin_memory: bool = True
     """Load into pinned memory, for a faster copy to a GPU."""
     input_size: Pixels = 224
-    """Height and width of the network's input (imagenet)."""
+    """Height and width of the network's input (imagenet). This and how images are resized, mean and std are by default
+    those of the paper's networks; with model.type = timm:NAME or torchvision:NAME those that the network brings."""
     test_resize: Pixels = 256
     """Shorter side of a validation image before the centre is cropped to input_size (imagenet)."""
+    crop_mode: Literal["center", "squash"] = "center"
+    """center: a validation image keeps its proportions when it is resized; squash: both its sides become test_resize
+    (imagenet)."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
+    """How pixels are interpolated where an image is resized (imagenet)."""
     val_limit: Count | None = None
     """Evaluate only that many validation images; null: all."""
     calib_from: Text = "train"

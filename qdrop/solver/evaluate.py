@@ -44,7 +44,11 @@ TORCH = ("process.device",)
 """Those of a network that PyTorch runs."""
 PLACES = {"imagenet": ("data.path", "data.classes"), "cifar10": ("data.path", "data.classes"), "digits": ()}
 """Those that say where the data lies, by its type."""
-IMAGES = {"imagenet": ("input_size", "test_resize", "mean", "std"), "cifar10": ("mean", "std"), "digits": ()}
+IMAGES = {
+    "imagenet": ("input_size", "test_resize", "crop_mode", "interpolation", "mean", "std"),
+    "cifar10": ("mean", "std"),
+    "digits": (),
+}
 """Those of the section `data` that say how an image is prepared, by the data's type."""
 log = logging.getLogger(__name__)
 

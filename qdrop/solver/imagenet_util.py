@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
-from qdrop.config import DataConfig
+from qdrop.config import Config, DataConfig, config_to_dict
+from qdrop.models.preparation import preparation
 from qdrop.solver.datasets import (
     CIFAR_SIDE,
     DataError,
@@ -97,18 +98,14 @@ def num_classes(config: DataConfig) -> int:
     return len(class_names(config))
 
 
-def check_preparation(model: nn.Module, config: DataConfig) -> None:
-    """Warn where a network says that it was trained on images prepared in another way, as those of timm do."""
-    trained = getattr(model, "pretrained_cfg", None)
-    if config.type != "imagenet" or not isinstance(trained, dict):
+def check_preparation(config: Config) -> None:
+    """Warn where a network of a library was trained on images prepared in another way than they are here."""
+    if config.data.type != "imagenet":
         return
-    here = {"mean": config.mean, "std": config.std, "input_size": config.input_size}
-    there = {name: trained.get(name, value) for name, value in here.items()}
-    if isinstance(there["input_size"], tuple):  # (C, H, W)
-        there["input_size"] = there["input_size"][-1]
-    for name, value in here.items():
-        if there[name] != value:
-            log.warning("the network was trained with data.%s=%s, here it is %s", name, there[name], value)
+    here = config_to_dict(config)["data"]
+    for name, value in preparation(config.model.type).items():
+        if here[name] != value:
+            log.warning("%s was trained with data.%s=%s, here it is %s", config.model.type, name, value, here[name])
 
 
 Sample = tuple[Tensor, int] | str | DataError
@@ -184,8 +181,9 @@ def _warn(unreadable: Sequence[str], tried: int, consequence: str) -> None:
 
 def _training_transform(config: DataConfig) -> Transform:
     """The augmentation usual for each kind of data, then normalisation."""
+    resized_crop = transforms.RandomResizedCrop(config.input_size, interpolation=_interpolation(config))
     steps = {
-        "imagenet": [transforms.RandomResizedCrop(config.input_size), transforms.RandomHorizontalFlip()],
+        "imagenet": [resized_crop, transforms.RandomHorizontalFlip()],
         "cifar10": [transforms.RandomCrop(CIFAR_SIDE, padding=4), transforms.RandomHorizontalFlip()],
         "digits": [transforms.RandomCrop(8, padding=1)],  # shifts by one pixel
     }[config.type]
@@ -194,9 +192,14 @@ def _training_transform(config: DataConfig) -> Transform:
 
 def _validation_transform(config: DataConfig) -> Transform:
     """Resize and central crop for ImageNet, then normalisation."""
-    crop = [transforms.Resize(config.test_resize), transforms.CenterCrop(config.input_size)]
-    steps = crop if config.type == "imagenet" else []
+    side = config.test_resize
+    resize = transforms.Resize((side, side) if config.crop_mode == "squash" else side, _interpolation(config))
+    steps = [resize, transforms.CenterCrop(config.input_size)] if config.type == "imagenet" else []
     return transforms.Compose([*steps, _to_float, _normalize(config)])
+
+
+def _interpolation(config: DataConfig) -> transforms.InterpolationMode:
+    return transforms.InterpolationMode(config.interpolation)
 
 
 def _normalize(config: DataConfig) -> Transform:

@@ -60,7 +60,7 @@ def _quantize(config: Config, out: Path) -> Result:
     loader = validation_loader(config.data)  # first: missing data is told before weights are downloaded
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
     images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
-    check_preparation(model, config.data)
+    check_preparation(config)
     check_network(model, images[:2], num_classes(config.data))
 
     # What is quantized where, and the units.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import CIFAR10
 
-from qdrop.config import DataConfig
+from qdrop.config import Config, DataConfig, config_from_dict
 from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.datasets import DataError, class_names, digits, training_source, validation_source
 from qdrop.solver.imagenet_util import (
@@ -526,11 +526,31 @@ def test_real_cifar():
 
 
 def test_images_prepared_otherwise_than_in_training_are_mentioned(caplog):
-    model = nn.Flatten()
-    check_preparation(model, DataConfig())
-    model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.229, 0.224, 0.225), "input_size": (3, 299, 299)}
-    check_preparation(model, DataConfig(type="cifar10"))
+    inception = {"type": "timm:inception_v3"}
+    check_preparation(Config())
+    check_preparation(config_from_dict({"model": inception}))
+    check_preparation(config_from_dict({"model": inception, "data": {"type": "cifar10"}}))
     assert not caplog.text
-    check_preparation(model, DataConfig())
-    assert "data.mean=(0.5, 0.5, 0.5), here it is (0.485, 0.456, 0.406)" in caplog.text
+    check_preparation(config_from_dict({"model": inception, "data": {"mean": [0.4, 0.4, 0.4], "input_size": 224}}))
+    assert "trained with data.mean=[0.5, 0.5, 0.5], here it is [0.4, 0.4, 0.4]" in caplog.text
     assert "data.input_size=299, here it is 224" in caplog.text and "std" not in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_validation_images_are_resized_as_they_are_told_to(mode, crop_mode, config, tmp_path):
+    config = replace(config, interpolation=mode, crop_mode=crop_mode)
+    size = (20, 20) if crop_mode == "squash" else (25, 20)  # of 40x32 pixels
+    expected = []
+    for name in ("b/0", "b/1", "b/2", "d/0", "d/1"):
+        image = Image.open(tmp_path / "val" / f"{name}.png").resize(size, Image.Resampling[mode.upper()])
+        left, top = round((size[0] - 16) / 2), 2
+        pixels = np.asarray(image.crop((left, top, left + 16, top + 16)), np.float32) / 255
+        expected.append((torch.from_numpy(pixels).permute(2, 0, 1) - MEAN) / STD)
+    assert torch.allclose(images_of(validation_loader(config)), torch.stack(expected), atol=1e-6)
+
+
+def test_calibration_images_are_interpolated_as_they_are_told_to(config):
+    usual = calibration_images(config, 8, seed=0)
+    assert torch.equal(calibration_images(replace(config, interpolation="bilinear"), 8, seed=0), usual)
+    assert not torch.equal(calibration_images(replace(config, interpolation="nearest"), 8, seed=0), usual)
