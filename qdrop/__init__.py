@@ -4,29 +4,10 @@ quantized, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}, "rec
 qdrop.save(quantized, "model.safetensors")    # and qdrop.load("model.safetensors")
 """
 
-from qdrop.api import Report, quantize
-from qdrop.checkpoint import CheckpointError, load, save
-from qdrop.config import QuantConfig, ReconConfig
-from qdrop.errors import QdropError
-from qdrop.models import build_model
-from qdrop.quantization.graph import GraphError, trace
-from qdrop.quantization.plan import Plan, make_plan
-from qdrop.quantization.state import quantizing
+import lazy_loader
+
+# Names are listed in __init__.pyi and imported when they are used: importing torch takes seconds, and a command has
+# settings that torch must find when it is loaded (qdrop/openmp.py).
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"
-__all__ = [
-    "CheckpointError",
-    "GraphError",
-    "Plan",
-    "QdropError",
-    "QuantConfig",
-    "ReconConfig",
-    "Report",
-    "build_model",
-    "load",
-    "make_plan",
-    "quantize",
-    "quantizing",
-    "save",
-    "trace",
-]

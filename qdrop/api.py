@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from qdrop import pipeline
 from qdrop.config import ConfigError, QuantConfig, ReconConfig, config_from_dict
 from qdrop.errors import first_line
+from qdrop.openmp import advise
 from qdrop.quantization.graph import GraphError
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
@@ -85,6 +86,8 @@ def quantize(
     _check(images, quant)
     parameter = next(model.parameters(), torch.empty(0))
     target = _usable(parameter.device if device is None else device)
+    if target.type == "cpu":
+        advise(torch.get_num_threads())
 
     with pipeline.arithmetic():
         graph = _capture(model, images)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import qdrop
+from qdrop.openmp import wait_asleep
 
 COMMANDS = {
     "quantize": ("qdrop.solver.main_imagenet", "quantize a trained network: config file in, run folder out"),
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status of the command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = parser().parse_args(argv[:1]).command
+    wait_asleep()  # before torch comes with the command
     module = importlib.import_module(COMMANDS[command][0])
     status: int = module.main(argv[1:], prog=f"qdrop {command}")
     return status

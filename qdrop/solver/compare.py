@@ -8,7 +8,6 @@ again, delete the folder or set `process.out` to another one.
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qdrop.config import ActivationQConfig, Config, ConfigError
+from qdrop.openmp import run_program
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.main_imagenet import run
 
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -8,7 +8,6 @@ qdrop evaluate quantized-int8.onnx --data /data/cifar10 data.type=cifar10
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from qdrop.config import Config, ConfigError, config_from_dict
 from qdrop.errors import first_line
 from qdrop.network_file import FileKind, NetworkFile, find_network
 from qdrop.onnx_file import OnnxFileError, settings
+from qdrop.openmp import run_program
 from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import num_classes, validation_loader
@@ -194,4 +194,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -5,7 +5,6 @@ python -m qdrop.solver.main_imagenet --help        # every setting, its default 
 """
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import torch
 from qdrop import checkpoint, pipeline
 from qdrop.config import Config, ConfigError, ProcessConfig
 from qdrop.models import build_model_with_info
+from qdrop.openmp import run_program
 from qdrop.quantization.state import quantizing
 from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.command import exit_status, parse_args, run_folder
@@ -138,4 +138,4 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

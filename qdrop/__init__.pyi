@@ -1,0 +1,32 @@
+from .api import Report as Report
+from .api import quantize as quantize
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import load as load
+from .checkpoint import save as save
+from .config import QuantConfig as QuantConfig
+from .config import ReconConfig as ReconConfig
+from .errors import QdropError as QdropError
+from .models import build_model as build_model
+from .quantization.graph import GraphError as GraphError
+from .quantization.graph import trace as trace
+from .quantization.plan import Plan as Plan
+from .quantization.plan import make_plan as make_plan
+from .quantization.state import quantizing as quantizing
+
+__version__: str
+__all__ = [
+    "CheckpointError",
+    "GraphError",
+    "Plan",
+    "QdropError",
+    "QuantConfig",
+    "ReconConfig",
+    "Report",
+    "build_model",
+    "load",
+    "make_plan",
+    "quantize",
+    "quantizing",
+    "save",
+    "trace",
+]
