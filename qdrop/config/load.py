@@ -22,7 +22,7 @@ from qdrop.errors import first_line
 from qdrop.files import write_file
 
 # a.b.c=value; a name with dots in it goes in brackets: quant.overrides[layer1.*].w_bit=4
-OVERRIDE = re.compile(r"([^\s.=\[\]]+(?:\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*)=(.*)", re.DOTALL)
+OVERRIDE = re.compile(r"([^\s.=\[\]]+(?:\.[^\s.=\[\]]+|\[[^\s=\[\]]+\]){,20})=(.*)", re.DOTALL)
 NAME = re.compile(r"\[([^\[\]]+)\]|([^.\[\]]+)")
 NO_INTERPOLATION = "${...} is not supported, values are taken as they are written"
 LARGEST = 1 << 20
@@ -206,6 +206,8 @@ def _plain_data(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: If that cannot be, as of a dict that holds itself.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"the settings are a {type(data).__name__}; expected a dict of sections, as of config_to_dict")
     try:
         text = json.dumps(data, default=_plain, ensure_ascii=False).encode()  # which half a surrogate pair is not
         plain: dict[str, Any] = json.loads(text)
