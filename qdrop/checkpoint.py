@@ -32,7 +32,7 @@ from qdrop.quantization.spec import Kind
 FORMAT = "qdrop"
 VERSION = 1
 """Of the format; a reader takes its own version and older ones."""
-LARGEST = 1 << 27
+LARGEST = 1 << 24
 """Bytes that the description of a network may take: what unpacks to more is refused."""
 _PLAN = TypeAdapter(Plan)
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from qdrop.errors import QdropError
 from qdrop.files import write_file
 
+LONGEST_VERSION = 6
+"""Digits of a version, at most."""
+
 
 class CheckpointError(QdropError, ValueError):
     """A file that is no complete checkpoint, or a model that cannot be saved as one; names the file."""
@@ -89,10 +92,10 @@ def _check_format(path: Path, metadata: Mapping[str, str], form: str, version: i
         raise CheckpointError(
             f"{path}: holds tensors, but not as qdrop writes them; expected '{form}', version '{version}'"
         )
-    if found != form or not number.isdecimal():
+    if found != form or not number.isdecimal() or len(number) > LONGEST_VERSION:
         raise CheckpointError(
-            f"{path}: a safetensors file, but of format {found!r}, version {number!r}; expected {form!r}, version"
-            f" '{version}', as qdrop writes it"
+            f"{path}: a safetensors file, but of format {found[:40]!r}, version {number[:40]!r}; expected {form!r},"
+            f" version '{version}', as qdrop writes it"
         )
     if int(number) > version:
         raise CheckpointError(

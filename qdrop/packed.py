@@ -17,6 +17,7 @@ from qdrop.quantization.packing import unpack
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.quantization.state import quantized_modules, quantizers
+from qdrop.sound import flaw
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Checkpoint:
         """
         try:
             weights = {f"{spec.layer}.weight": self.weight(spec) for spec in self._weights()}
+            self._check_tensors()
             model = quantize_graph(graph_from_data(self.graph, self.unquantized() | weights), self.plan)
             for quantizer in quantizers(model):
                 _set_grid(quantizer, *self.grid(quantizer.spec))
@@ -97,6 +99,19 @@ class Checkpoint:
                 layer.weight_quantizer.round_to_nearest(layer.weight)
         model.meta["config"], model.meta["metrics"] = dict(self.config), dict(self.metrics)
         return model.requires_grad_(False)
+
+    def _check_tensors(self) -> None:
+        """Refuse what no network computes with, before anything is built from it.
+
+        Raises:
+            ValueError: Names the tensor.
+            KeyError: If one is missing.
+        """
+        for spec in self.plan.quantizers:
+            self.grid(spec)
+        for name, value in self.unquantized().items():
+            if told := flaw(value):
+                raise ValueError(f"{name} {told}; expected dense tensors of finite numbers")
 
     def _weights(self) -> list[QuantizerSpec]:
         return [spec for spec in self.plan.quantizers if spec.kind is Kind.WEIGHT]

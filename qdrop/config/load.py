@@ -207,7 +207,9 @@ def _plain_data(data: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: If that cannot be, as of a dict that holds itself.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"the settings are a {type(data).__name__}; expected a dict of sections, as of config_to_dict")
+        raise ConfigError(
+            f"the settings are a {type(data).__name__}; expected a dict of sections, as of config_to_dict"
+        )
     try:
         text = json.dumps(data, default=_plain, ensure_ascii=False).encode()  # which half a surrogate pair is not
         plain: dict[str, Any] = json.loads(text)

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -24,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qdrop.errors import QdropError
+from qdrop.errors import QdropError, first_line
 from qdrop.files import expanded
+from qdrop.sound import flaw
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ KEYS_SHOWN = 8  # of a long list in an error
 TORCH_ERRORS = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError),
     *(struct.error, AssertionError),  # a file of torch before 1.6
+    *(zipfile.BadZipFile, TypeError, AttributeError, MemoryError),  # a forged one
 )
 
 
@@ -149,14 +152,19 @@ def load_weights(model: nn.Module, info: WeightsInfo) -> None:
     """
     state = read_state_dict(Path(info.path))
     expected = model.state_dict()
-    missing = [key for key in expected if key not in state and key.split(".")[-1] != "num_batches_tracked"]
+    missing = [key for key in expected if key not in state and not _is_counter(key)]
     unexpected = [key for key in state if key not in expected]
     misshaped = [
         f"{key} {list(tensor.shape)} instead of {list(expected[key].shape)}"
         for key, tensor in state.items()
         if key in expected and tensor.shape != expected[key].shape
     ]
-    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped}
+    cast = [
+        f"{key} {tensor.dtype} instead of {expected[key].dtype}"
+        for key, tensor in state.items()
+        if key in expected and tensor.is_floating_point() != expected[key].is_floating_point() and not _is_counter(key)
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped, "wrong type": cast}
     if any(problems.values()):
         lines = [f"  {what} ({len(keys)}): {_shorten(keys)}" for what, keys in problems.items() if keys]
         raise WeightsError(
@@ -164,6 +172,8 @@ def load_weights(model: nn.Module, info: WeightsInfo) -> None:
             + "\n".join(lines)
             + "\nCheck that model.type and model.kwargs (num_classes) are those of the checkpoint."
         )
+    if flaws := [f"{key} {told}" for key, tensor in state.items() if (told := flaw(tensor))]:
+        raise WeightsError(f"{info.path}: {_shorten(flaws)}; expected dense tensors of finite numbers")
     model.load_state_dict(state, strict=False)
 
 
@@ -182,7 +192,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} holds {_kind(content)}; expected tensors by key, as in model.state_dict()")
-    odd = [f"{key!r} ({_kind(value)})" for key, value in content.items() if not isinstance(value, Tensor)]
+    odd = [
+        f"{key!r} ({_kind(value)})"
+        for key, value in content.items()
+        if not isinstance(value, Tensor) or value.is_nested
+    ]
     if odd:
         raise WeightsError(
             f"{path} is not a dictionary of tensors: {_shorten(odd)}; expected the content of "
@@ -197,6 +211,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_not_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *TORCH_ERRORS) as error:
         objects = _python_objects(path)
@@ -205,11 +220,31 @@ def _read(path: Path) -> Any:
                 f"{path} holds Python objects ({_shorten(objects)}), which could run any code when read; "
                 "save the tensors alone: torch.save(model.state_dict(), file)"
             ) from None
-        reason = f" ({error})" if isinstance(error, SafetensorError | OSError | RuntimeError) else ""
+        reason = f" ({first_line(error)})" if isinstance(error, SafetensorError | OSError | RuntimeError) else ""
+        if "weights_only" in reason:  # torch advises to switch off what keeps a file from running code
+            reason = ""
         raise WeightsError(
             f"{path}, {path.stat().st_size} bytes, cannot be read as a checkpoint{reason}; expected tensors "
             "written by torch.save or safetensors. If it was downloaded, delete it and start again"
         ) from None
+
+
+def _check_not_compressed(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is: torch.save compresses nothing.
+
+    Raises:
+        RuntimeError: As torch does of what it cannot read.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise RuntimeError(f"an archive that unpacks to {size} bytes, which torch.save does not write")
+
+
+def _is_counter(key: str) -> bool:
+    """Whether a key is the counter of a batch norm, which nothing reads."""
+    return key.split(".")[-1] == "num_batches_tracked"
 
 
 def _python_objects(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ The label of an image is the position of its class in the FULL list of classes: 
 `train`, or the lines of the file `data.classes`. It never comes from `val`, which may hold only some of them.
 """
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ class ImageFiles:
         return image
 
     def name(self, index: int) -> str:
-        """The path below the root."""
-        return self.files[index]
+        """The path below the root; what is not UTF-8 in it as escapes."""
+        return self.files[index].encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -269,11 +270,15 @@ def _error(config: DataConfig, problem: str, found_in: Path | None = None) -> Da
 
 def _subfolders(folder: Path) -> list[str]:
     """Names of the visible sub-folders, sorted."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    return sorted(name for name in names if not name.startswith("."))
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _images(folder: Path) -> list[str]:
-    """Names of the visible image files right in a folder, sorted."""
-    names = (entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(name for name in names if not name.startswith("."))
+    """Names of the visible image files right in a folder, sorted. No pipe or device: reading one may never end."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _is_image_name(entry.name) and entry.is_file())
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")

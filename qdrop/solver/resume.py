@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, fx, nn
 
 from qdrop.config import HOW, Config, config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
-from qdrop.errors import QdropError
+from qdrop.errors import QdropError, first_line
 from qdrop.files import remove_leftovers, write_file
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
+from qdrop.solver.datasets import shorten
 from qdrop.solver.recon import UnitReport
 from qdrop.solver.run_folder import IDENTITY, installed_version, revision
+from qdrop.sound import flaw
 
 FORMAT = "qdrop-unit"
 VERSION = 1
@@ -32,6 +35,7 @@ CHECKSUMS = "checksums"
 VERSIONS = ("torch", "qdrop", "revision")
 """Parts of the identity that may differ, with a warning: work of hours is not refused over a changed comment."""
 
+_REPORT = TypeAdapter(UnitReport)
 log = logging.getLogger("qdrop")
 
 
@@ -109,10 +113,10 @@ class FinishedUnits:
             return None
         try:
             metadata, tensors = read_container(file, FORMAT, VERSION)
-            report = UnitReport(**json.loads(metadata["report"]))
-            learned = {key: tensors[key] for key in _learned(unit)}
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s: %s; the unit '%s' is reconstructed again", file, error, name)
+            report = _REPORT.validate_json(metadata["report"])
+            learned = {key: _fitting(tensors[key], value) for key, value in _learned(unit).items()}
+        except (CheckpointError, KeyError, ValueError) as error:
+            log.warning("%s: %s; the unit '%s' is reconstructed again", file, first_line(error), name)
             return None
         with torch.no_grad():
             for key, value in _learned(unit).items():
@@ -153,16 +157,18 @@ class FinishedUnits:
         """Refuse to mix two runs, and to throw finished work away unasked."""
         file = self._folder / IDENTITY
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            before = json.loads(file.read_bytes())
+            if not isinstance(before, dict) or not isinstance(before.get(CHECKSUMS, {}), dict):
+                raise ValueError("expected an object, as a run writes it")
+        except (ValueError, RecursionError) as error:
             raise ResumeError(f"{file} cannot be read: {error}; delete {self._folder} to start afresh") from error
         differing = dict(_differences(before, run))
         told = [words for key, words in differing.items() if key not in VERSIONS]
         if told:
             raise ResumeError(
                 f"{self._folder} holds {len(self)} finished units of an interrupted run that was another one:"
-                f" {', '.join(told)}. Start it with the same settings to go on; or set process.out to another folder,"
-                " or delete this one, to start afresh"
+                f" {shorten(told, most=8)}. Start it with the same settings to go on; or set process.out to"
+                " another folder, or delete this one, to start afresh"
             )
         for words in differing.values():
             log.warning("the finished units are of another version: %s", words)
@@ -176,6 +182,18 @@ def _learned(unit: nn.Module) -> dict[str, Tensor]:
         for name, value in quantizer.state_dict().items()
         if name != "alpha"
     }
+
+
+def _fitting(found: Tensor, wanted: Tensor) -> Tensor:
+    """A tensor that can take the place of another one.
+
+    Raises:
+        ValueError: If it is of another shape or type, or not finite.
+    """
+    told = flaw(found) or f"is {found.dtype} {list(found.shape)}"
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype) or flaw(found):
+        raise ValueError(f"a tensor {told}; expected finite {wanted.dtype} {list(wanted.shape)}")
+    return found
 
 
 def _differences(before: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

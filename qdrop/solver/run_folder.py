@@ -185,7 +185,12 @@ def complete(folder: Path, config: Config) -> Result | None:
     try:
         same = _same_run(folder, config, _local_weights(config))
         return Result.read(folder / "result.json") if same else None
-    except (OSError, TypeError, ValueError):  # an unfinished run, one of another version, or no weights any more
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # an unfinished run, one of another version, or no weights any more
         return None
 
 
@@ -209,7 +214,7 @@ def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool
             recorded = json.loads((folder / "env.json").read_text(encoding="utf-8"))["weights"]
             if recorded["sha256"] != weights.sha256:
                 return False
-    except (OSError, TypeError, KeyError, ValueError):
+    except (OSError, TypeError, KeyError, ValueError, RecursionError):
         return False
     return what_counts(before) == what_counts(config)
 
@@ -272,7 +277,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("qdrop")
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hostile.case import Case, written
-
 from qdrop.config import config_from_dict, config_to_dict, load_config
 
 DIGITS = "9" * 5000

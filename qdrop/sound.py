@@ -1,0 +1,26 @@
+"""Whether the tensors of a network that comes from elsewhere can be computed with."""
+
+import torch
+from torch import Tensor
+
+
+def flaw(value: Tensor) -> str | None:
+    """What keeps a tensor of a network from being computed with, as `holds nan`; None if nothing does.
+
+    Of values that are not finite, an additive mask holds -inf: it has two dimensions or more, and all others are 0.
+    """
+    if value.is_nested or value.layout is not torch.strided:
+        return "is sparse or nested"
+    if value.is_quantized:
+        return f"is {value.dtype}, of torch's own quantization"
+    if value.is_meta:
+        return "is on the meta device and has no values"
+    if value.is_complex():
+        return f"is {value.dtype}"
+    if not value.is_floating_point():
+        return None
+    values = value.detach().float()  # as the network computes: 1e300 is infinite
+    wrong = values[~values.isfinite()]
+    if not len(wrong) or (values.ndim > 1 and ((values == 0) | (values == -torch.inf)).all()):
+        return None
+    return f"holds {wrong[0].item():g}"
