@@ -22,12 +22,12 @@ from benchmarks.plain_step import PlainActivation, PlainWeight, plain, plain_ste
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.models import build_model
 from qdrop.quantization.state import quantized_modules
+from qdrop.runs.page import mean_and_spread
 from qdrop.solver import recon
 from qdrop.solver.accuracy import accuracy
 from qdrop.solver.cache import Pair, Value
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
 from qdrop.solver.loss import RoundingSchedule
-from qdrop.solver.report import mean_and_spread
 
 
 def reconstruct_plainly(

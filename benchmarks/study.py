@@ -24,9 +24,9 @@ from benchmarks.common import COLORS, HERE, QUICK, Outcome, Record, Table, argum
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 from qdrop.files import write_file
 from qdrop.models import build_model
+from qdrop.runs.page import mean_and_spread
 from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
-from qdrop.solver.report import mean_and_spread
 
 PUBLISHED: dict[str, Any] = {"round_lr": 1e-3, "scale_lr": 4e-5}
 FAST: dict[str, Any] = {"round_lr": 3e-2, "scale_lr": 4e-5}

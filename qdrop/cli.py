@@ -19,7 +19,8 @@ COMMANDS = {
     "evaluate": ("qdrop.solver.evaluate", "measure top-1 of a packed checkpoint or an ONNX file"),
     "export": ("qdrop.export.__main__", "write a run's network as ONNX or as a program of torch.export"),
     "inspect": ("qdrop.inspection", "show layers, bits, shapes, sizes and figures of a file"),
-    "report": ("qdrop.solver.report", "make the table of experiments from their results"),
+    "report": ("qdrop.runs.report", "show what runs found out, as a table"),
+    "record": ("qdrop.runs.experiments", "add finished runs to a table of experiments, and make its page anew"),
 }
 """Module of each command, imported only when it is asked for, and what it does."""
 
