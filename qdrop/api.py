@@ -18,6 +18,7 @@ from qdrop.openmp import advise
 from qdrop.quantization.graph import GraphError
 from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
+from qdrop.solver.progress import telling
 from qdrop.solver.recon import UnitReport
 
 log = logging.getLogger("qdrop")
@@ -89,7 +90,7 @@ def quantize(
     if target.type == "cpu":
         advise(torch.get_num_threads())
 
-    with pipeline.arithmetic():
+    with telling(), pipeline.arithmetic():
         graph = _capture(model, images)
         plan = pipeline.make_plan(graph, quant)
         network = pipeline.insert(graph, plan, target)

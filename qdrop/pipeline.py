@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdrop.config import QuantConfig
+from qdrop.config.summary import summary
 from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.graph import trace
 from qdrop.quantization.plan import Plan
@@ -27,6 +28,7 @@ from qdrop.quantization.plan import make_plan as place
 from qdrop.quantization.state import quantizers
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate as find_ranges
+from qdrop.solver.estimate import unit_costs
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress
@@ -59,13 +61,14 @@ def capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
 
 
 def make_plan(graph: fx.GraphModule, quant: QuantConfig) -> Plan:
-    """What is quantized where, and the units; what stays in full precision is said in the log.
+    """What is quantized where, and the units; the log says by which method, and what stays in full precision.
 
     Raises:
         PlanError: If a pattern of `quant.overrides` matches no layer.
         GraphError: If something in the graph cannot be quantized.
     """
     plan = place(graph, quant, quant.recon.granularity if quant.recon else "block")
+    log.info(summary(quant, len(plan.units)))
     for note in plan.notes:
         log.warning(note)
     return plan
@@ -129,9 +132,10 @@ def reconstruct(
     """
     if quant.recon is None:
         return
-    with UnitProgress(len(plan.units), quant.recon.iters) as progress:
+    costs = unit_costs(network, plan, images, device)
+    with UnitProgress(costs, quant.recon.iters) as progress:
         for report in recon.reconstruct(network, plan, images, quant.recon, seed, device, progress, scratch, finished):
-            log.info("%s: loss %.5g -> %.5g", report.unit, report.loss_before, report.loss_after)
+            progress.finish(report)
             yield report
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from qdrop.errors import QdropError, first_line
 from qdrop.quantization.state import evaluating
 from qdrop.solver.datasets import DataError
+from qdrop.solver.progress import track
 
 
 class NotFiniteError(QdropError, FloatingPointError):
@@ -62,7 +63,7 @@ def accuracy(model: nn.Module, loader: DataLoader, device: torch.device | str) -
     """
     correct, seen = 0, 0
     with evaluating(model), torch.no_grad():
-        for done, (images, labels) in enumerate(loader, start=1):
+        for done, (images, labels) in enumerate(track(loader, "evaluating"), start=1):
             logits = model(images.to(device, non_blocking=True))  # [N, classes]
             if not logits.isfinite().all():
                 raise NotFiniteError(

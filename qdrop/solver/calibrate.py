@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from qdrop.errors import QdropError
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import calibrating, quantizers
+from qdrop.solver.progress import track
 
 
 class CalibrationError(QdropError, ValueError):
@@ -28,7 +29,7 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.d
     if len(images) == 0:
         raise CalibrationError("there are no calibration images; at least 1 is needed")
     with calibrating(model):
-        for batch in images.split(batch_size):
+        for batch in track(images.split(batch_size), "calibrating"):
             if not model(batch.to(device)).isfinite().all():
                 raise CalibrationError(
                     "the full-precision network gives values that are not finite on calibration images"

@@ -14,6 +14,7 @@ from qdrop.config.help import presets_help, settings_help
 from qdrop.errors import QdropError, first_line
 from qdrop.files import expanded
 from qdrop.solver.memory import is_out_of_memory
+from qdrop.solver.progress import ConsoleHandler
 
 log = logging.getLogger("qdrop")
 INTERRUPTED = 130
@@ -22,7 +23,7 @@ INTERRUPTED = 130
 
 def exit_status(work: Callable[[], None]) -> int:
     """Do the work of a command: 0, or, after a message, 1 where it fails through settings, files, data or memory."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler()])
     log.setLevel(logging.INFO)
     try:
         work()

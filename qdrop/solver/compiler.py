@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -51,18 +51,7 @@ class Compiler:
             example: Inputs of the shapes it will have.
             iters: How often it will run.
         """
-        if self.mode == "off":
-            return eager(loss)
-        alike = max(1, self._alike[_shapes(loss.unit)])
-        saved = alike * seconds_saved(loss.unit, len(example.full), iters, example.full.device)
-        if self.mode == "auto" and saved <= COMPILE_SECONDS:
-            log.info(
-                "not compiled: that would take some %.0f s and save %.0f s in %d iterations of %s",
-                COMPILE_SECONDS,
-                saved,
-                iters,
-                "this unit" if alike == 1 else f"each of {alike} units of this shape",
-            )
+        if not self.pays(loss.unit, len(example.full), iters, example.full.device):
             return eager(loss)
         try:
             return self._compile(loss, example)
@@ -72,6 +61,26 @@ class Compiler:
             self.mode = "off"
             log.warning("going on without compilation, which failed here: %s", first_line(error))
             return eager(loss)
+
+    def pays(self, unit: nn.Module, batch: int, iters: int, device: torch.device) -> bool:
+        """Whether the iteration of a unit is to be compiled; arguments as of :func:`seconds_saved`."""
+        if self.mode != "auto":
+            return self.mode == "on"
+        alike = max(1, self._alike[_shapes(unit)])
+        return alike * seconds_saved(unit, batch, iters, device) > COMPILE_SECONDS
+
+    def outline(self, units: Sequence[nn.Module], batch: int, iters: int, device: torch.device) -> str:
+        """What will be compiled, in a line, before it is; arguments as of :func:`seconds_saved`."""
+        compiled = [unit for unit in units if self.pays(unit, batch, iters, device)]
+        if self.mode == "off":
+            return "no unit is compiled: recon.compile = off"
+        if not compiled:
+            return f"no unit is compiled: that takes some {COMPILE_SECONDS:.0f} s for each shape, and would save less"
+        shapes = len(set(map(_shapes, compiled)))
+        return (
+            f"{len(compiled)} of {len(units)} units are compiled as they come, those of equal shape once:"
+            f" some {shapes * COMPILE_SECONDS:.0f} s in all"
+        )
 
     def give_up(self) -> bool:
         """Where memory ran out: compile no more and let go of all compiled code and CUDA graphs of the process.
@@ -95,10 +104,10 @@ class Compiler:
             compiled = torch.compile(graph, mode=mode, dynamic=False, fullgraph=True)
             started = time.perf_counter()
             _warm_up(compiled, values, example)
-            log.info("compiled the iteration in %.0f s", time.perf_counter() - started)
+            log.debug("compiled the iteration in %.0f s", time.perf_counter() - started)
             self._compiled[key] = compiled
         else:
-            log.info("compiled code shared with a unit of equal shape")
+            log.debug("compiled code shared with a unit of equal shape")
         run = self._compiled[key]
 
         def gradients(inputs: Inputs) -> tuple[Tensor, ...]:

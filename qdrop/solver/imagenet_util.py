@@ -5,6 +5,7 @@ loader = validation_loader(config.data)                     # batches of (images
 """
 
 import logging
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from qdrop.solver.datasets import (
     training_source,
     validation_source,
 )
+from qdrop.solver.progress import track
 
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def calibration_images(config: DataConfig, count: int, seed: int) -> Tensor:
         chosen = order[tried : tried + count - filled]
         tried += len(chosen)
         loader = ImageLoader(Samples(source, chosen, transform, seed), config, warn=False)
-        for images, _ in loader:
+        for images, _ in track(loader, "loading calibration images"):
             if result is None:
                 result = images.new_empty(count, *images.shape[1:])  # [count, C, H, W]
             result[filled : filled + len(images)] = images
@@ -144,7 +146,7 @@ class ImageLoader(DataLoader[Sample]):
         super().__init__(
             samples,
             batch_size=config.batch_size,
-            num_workers=config.num_workers,
+            num_workers=min(config.num_workers, available_cores()),
             pin_memory=config.pin_memory and torch.cuda.is_available(),
             collate_fn=_collate,
             generator=torch.Generator(),  # else every pass draws from the global one
@@ -161,6 +163,13 @@ class ImageLoader(DataLoader[Sample]):
                 yield images, labels
         if self.warn:
             _warn(self.unreadable, self.total, "left out of the accuracy")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use: more loading processes than that only take turns."""
+    if hasattr(os, "sched_getaffinity"):  # not on every platform
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str], list[DataError]]:

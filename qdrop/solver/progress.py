@@ -1,35 +1,100 @@
-"""One bar over all units, with the iteration inside the unit, its loss and the time left."""
+"""What a user sees while it works: one console for log and bars, on standard error; in a pipe lines and no bar.
 
+for batch in track(loader, "evaluating"):
+...
+"""
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+from qdrop.solver.estimate import Estimate, duration, in_words
+from qdrop.solver.recon import UnitReport
 from qdrop.solver.unit import Step
 
-REFRESH = 100
-"""Iterations between two updates: each reads the loss, which waits for the device."""
+log = logging.getLogger("qdrop")
+T = TypeVar("T")
+
+REFRESH = 0.5
+"""Seconds between two updates of the bar: each reads the loss, which waits for the device."""
+LONG = 60.0
+"""Seconds from which a reconstruction is long, so that it is told how long."""
+
+
+@functools.cache
+def console() -> Console:
+    """The console of this process: what writes to another tears the bar apart."""
+    return Console(stderr=True)
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes log records to the console, above a bar if there is one; long lines are not cut."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :meth:`logging.Handler.emit`."""
+        console().print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Inside: what the package says reaches the console, unless the caller has set up logging in a way of their own."""
+    if log.hasHandlers() or log.level != logging.NOTSET:
+        yield
+        return
+    handler = ConsoleHandler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+def track(steps: Iterable[T], what: str) -> Iterator[T]:
+    """Each of `steps`, with a bar called `what` while they last."""
+    with _bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        yield from bar.track(steps, description=what)
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """A bar on the console, gone when it is done; none in a pipe or a file."""
+    screen = console()
+    shown = screen.is_terminal or screen.is_jupyter
+    aside = not sys.stdout.isatty()  # results in a pipe stay there
+    return Progress(*columns, console=screen, transient=True, redirect_stdout=not aside, disable=not shown)
 
 
 class UnitProgress:
-    """A progress bar for reconstruction; call it with each step.
+    """A bar over all units while they are reconstructed; says how long that takes, once it is known to be long.
 
     Args:
-        units: Number of units.
+        costs: Names of the units in order, and what an iteration in one costs in proportion.
         iters: Iterations for each.
     """
 
-    def __init__(self, units: int, iters: int) -> None:
-        self._iters = iters
-        self._done = 0
-        self._bar = Progress(
-            TextColumn("reconstructing {task.fields[unit]}"),
+    def __init__(self, costs: Mapping[str, float], iters: int) -> None:
+        self._costs, self._iters = costs, iters
+        self._finished = self._updated = 0.0
+        total = sum(costs.values())
+        self._estimate = Estimate(total)
+        self._bar = _bar(
+            TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("units, iteration {task.fields[iteration]}, loss {task.fields[loss]}, left"),
+            TextColumn(
+                "iteration {task.fields[iteration]:,} of {task.fields[iters]:,}, loss {task.fields[loss]}, left"
+            ),
             TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("", total=units, unit="", iteration=0, loss="-")
+        self._task = self._bar.add_task("reconstructing", total=total, iteration=0, iters=iters, loss="-")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -42,10 +107,22 @@ class UnitProgress:
 
     def __call__(self, unit: str, step: Step) -> None:
         """Take note of one iteration of `unit`."""
-        last = step.iteration == self._iters
-        if step.iteration % REFRESH and not last:
-            return
-        loss = f"{float(step.reconstruction):.4g}"
-        done = self._done + step.iteration / self._iters
-        self._bar.update(self._task, completed=done, unit=unit, iteration=step.iteration, loss=loss)
-        self._done += last
+        done = self._finished + self._costs[unit] * step.iteration / self._iters
+        left = self._estimate.left(done, step.reconstruction.item)
+        if left is not None and left > LONG:
+            log.info(in_words(left, self._iters, len(self._costs)))
+        if not self._bar.disable and time.perf_counter() - self._updated > REFRESH:
+            loss = f"{float(step.reconstruction):.4g}"
+            self._bar.update(self._task, description=unit, completed=done, iteration=step.iteration, loss=loss)
+            self._updated = time.perf_counter()
+
+    def finish(self, report: UnitReport) -> None:
+        """Take note that a unit is finished, by this run or an earlier one: its one line in the log."""
+        number = list(self._costs).index(report.unit) + 1
+        self._finished += self._costs[report.unit]
+        self._bar.update(self._task, completed=self._finished)
+        log.info(
+            "%s (%d of %d): loss %.5g -> %.5g, %s",
+            *(report.unit, number, len(self._costs)),
+            *(report.loss_before, report.loss_after, duration(report.seconds)),
+        )

@@ -96,7 +96,9 @@ def reconstruct(
     parts = segments(model, plan)
     storage = Storage(config.cache, device, config.keep_gpu, scratch)
     give_back_freed_memory()  # what calibration held
-    compiler = Compiler(config.compile, [part.module for part in parts if part.unit is not None])
+    units = [part.module for part in parts if part.unit is not None]
+    compiler = Compiler(config.compile, units)
+    log.info(compiler.outline(units, config.batch_size, config.iters, device))
     walk = _Walk(config, seed, device, storage, compiler, watch)
     cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
     for index, part in enumerate(parts):

@@ -129,6 +129,19 @@ def test_main_runs_and_logs(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["model"] == "digits_resnet"
 
 
+def test_a_run_says_its_method_and_one_line_for_each_unit(tmp_path, caplog):
+    with caplog.at_level("INFO", "qdrop"):
+        run(short(), tmp_path)
+    said = [record.message for record in caplog.records]
+    plan = Plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
+    count = len(plan.units)
+    assert said[0] == f"W2A4 by QDrop, rates of preset fast: 8 iterations for each of {count} units"
+    assert sum("compiled" in line for line in said) == 1
+    for number, unit in enumerate(plan.units, start=1):
+        (line,) = [line for line in said if unit.module in line]
+        assert line.startswith(f"{unit.module} ({number} of {count}): loss ")
+
+
 def test_a_start_that_fails_keeps_the_log_of_the_run_before(tmp_path):
     command = ["--config", str(CONFIG), *SHORT, "quant.recon=null", f"process.out={tmp_path}"]
     assert main(command) == 0

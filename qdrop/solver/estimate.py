@@ -1,0 +1,110 @@
+"""How long a reconstruction takes on this machine, from what its first iterations took."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
+
+from qdrop.config import PRESETS
+from qdrop.quantization.convert import segments
+from qdrop.quantization.plan import Plan
+from qdrop.quantization.state import quantizing
+from qdrop.solver.cache import ActivationCache, run_all
+
+IMAGES = 8
+"""How many images the units are compared on."""
+PASSES = 3
+"""How often, of which the shortest counts: at first a GPU looks for its fastest way, and others may use the machine."""
+FASTER = "fast"
+"""The preset that is offered where a run is long."""
+
+
+def unit_costs(model: fx.GraphModule, plan: Plan, images: Tensor, device: torch.device) -> dict[str, float]:
+    """Seconds that each unit takes for a few images, quantized and forward only: what iterations cost in proportion.
+
+    Args:
+        model: A calibrated quantized graph, on `device`.
+        plan: Its plan.
+        images: Images `[N, C, H, W]`.
+        device: Where to compute.
+    """
+    parts = segments(model, plan)
+    images = images[:IMAGES].to(device)
+    costs: dict[str, float] = {}
+    with quantizing(model):
+        for _ in range(PASSES):
+            cache = ActivationCache(images, parts[0].inputs[0], parts)
+            for index, part in enumerate(parts):
+                started = time.perf_counter()
+                out = run_all(part.module, [cache[name].quantized for name in part.inputs], len(images), device)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if part.unit is not None:
+                    costs[part.name] = min(costs.get(part.name, math.inf), time.perf_counter() - started)
+                cache.advance(index, part, out, out)
+    return costs
+
+
+class Estimate:
+    """How long is left, known once some iterations are done.
+
+    Args:
+        total: What all of the work costs, in any measure.
+        iterations: How many of them, at least, are measured; the first is not, in which much is done only once.
+        seconds: How long they take, at least.
+    """
+
+    def __init__(self, total: float, iterations: int = 10, seconds: float = 3.0) -> None:
+        self._total, self._iterations, self._seconds = total, iterations, seconds
+        self._seen = 0
+        self._first = (0.0, 0.0)  # when, and what was done by then
+
+    def left(self, done: float, wait: Callable[[], object]) -> float | None:
+        """Seconds that the rest takes, once; None before that can be known, and ever after.
+
+        Args:
+            done: What the work done so far costs; called after each iteration.
+            wait: Waits for the device.
+        """
+        self._seen += 1
+        if self._seen == 1:
+            wait()
+            self._first = time.perf_counter(), done
+        started, before = self._first
+        if self._seen <= self._iterations or time.perf_counter() - started < self._seconds:
+            return None
+        wait()
+        self._seconds = math.inf  # told once
+        return (self._total - done) * (time.perf_counter() - started) / (done - before)
+
+
+def in_words(seconds: float, iters: int, units: int) -> str:
+    """How long a reconstruction still takes, and with how many iterations it would be faster.
+
+    Args:
+        seconds: What is left of it.
+        iters: Iterations for each unit.
+        units: Number of units.
+    """
+    told = f"some {duration(seconds)} to go on this machine: {iters:,} iterations for each of {units} units"
+    fewer = PRESETS[FASTER]["iters"]
+    if iters <= fewer:
+        return told
+    return f"{told}; recon.preset={FASTER} takes {fewer:,}, some {duration(seconds * fewer / iters)}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `0.4 s`, `40 s`, `12 min`, `3 h 20 min`, `2 days 5 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"
