@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command of qdrop on a config, with the interpreter that python_env.sh finds or makes. What follows replaces settings:
+# Runs a command of qdrop on a config, with the interpreter that python_env.sh finds or makes; then come settings:
 #   bash exp/run.sh quantize exp/w2a4/res18/config.yaml data.path=/data/imagenet
 # The run.sh in each folder here calls it with the config.yaml beside itself.
 set -euo pipefail
@@ -12,5 +12,4 @@ command=$1 config=$2
 shift 2
 source "$root/python_env.sh"
 use_python "$root/requirements.txt"
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that wait by spinning slow down all others on a busy machine
 exec "$python" -m qdrop "$command" --config "$config" "$@"

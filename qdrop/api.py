@@ -4,10 +4,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from itertools import chain
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
@@ -23,6 +26,8 @@ from qdrop.solver.recon import UnitReport
 
 log = logging.getLogger("qdrop")
 
+WIDE = 1000
+"""Columns that no table needs."""
 Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
 
@@ -34,6 +39,21 @@ class Report:
     """What is quantized where, and the units."""
     units: tuple[UnitReport, ...]
     """Losses before and after, in order; empty without reconstruction."""
+
+    def __str__(self) -> str:
+        """A table with a line for each unit; the plan, where nothing was learned."""
+        if not self.units:
+            return str(self.plan)
+        seconds = sum(unit.seconds for unit in self.units)
+        table = Table("unit", "kind", title=f"{len(self.units)} units, learned in {seconds:.0f} s")
+        for column in ("loss before", "loss after", "not to the nearest", "seconds"):
+            table.add_column(column, justify="right")
+        for unit in self.units:
+            losses = (f"{unit.loss_before:.4g}", f"{unit.loss_after:.4g}")
+            table.add_row(unit.unit, unit.kind, *losses, f"{unit.flipped:.1%}", f"{unit.seconds:.1f}")
+        text = StringIO()
+        Console(width=WIDE, file=text).print(table)  # it takes what its cells need
+        return text.getvalue().rstrip()
 
 
 @torch.inference_mode(False)

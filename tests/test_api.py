@@ -49,6 +49,17 @@ def images():
     return torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+def test_a_printed_report_is_a_table_of_the_units(model, images):
+    _, report = qdrop.quantize(model, images, RECON)
+    title, _, header, _, *rows, _ = str(report).splitlines()
+    assert title.strip().startswith("3 units, learned in ")
+    assert [cell.strip() for cell in header.split("┃")[1:5]] == ["unit", "kind", "loss before", "loss after"]
+    cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows]
+    assert [row[:4] for row in cells] == [
+        [unit.unit, unit.kind, f"{unit.loss_before:.4g}", f"{unit.loss_after:.4g}"] for unit in report.units
+    ]
+
+
 def test_quantizes_and_leaves_the_model_alone(model, images):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected = model(images)
@@ -91,7 +102,7 @@ def test_takes_a_generator_and_no_more_of_it_than_it_needs(model, images):
 
 def test_a_dict_without_recon_rounds_to_nearest(model, images):
     _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 3}})
-    assert report.units == ()
+    assert report.units == () and str(report) == str(report.plan)
     assert {spec.bit for spec in report.plan.quantizers if spec.kind == "weight"} == {8, 3}
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from qdrop.runs.table import Row
+from qdrop.errors import first_line
+from qdrop.runs.table import Row, TableError
 
-Label = TypeVar("Label")
+Label = tuple[Any, ...]
 BITS = ("W4A4", "W3A3", "W2A4", "W2A2")
 """Of the paper's tables, in this order; others come behind them."""
 COLUMNS = ("quant.recon.iters=", "quant.recon.drop_prob=")
@@ -87,18 +88,21 @@ def page(exp: Path, rows: Iterable[Row]) -> str:
         rows: The finished runs.
 
     Raises:
-        OSError: If `published.json` cannot be read.
-        ValueError: If it is no JSON.
+        TableError: If `published.json` is no JSON.
+        OSError: If it cannot be read.
     """
     file = exp / "published.json"
-    published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise TableError(f"{file}: not valid JSON: {first_line(error)}") from error
     numbers = count(1)
     measured = MEASURED.rstrip().splitlines()
     commands = ["", "## Commands of the numbered rows", "", "```bash"]
     for (kind, model), section in _by(rows, lambda row: (row.config.data.type, row.result.model)):
         figures = published.get(kind, {}).get(model)
         for (data, images), same in _by(section, lambda row: (row.result.data, row.result.validation_images)):
-            recipes = [Recipe(next(numbers), words, alike) for words, alike in _by(same, settings, _order)]
+            recipes = [Recipe(next(numbers), words, alike) for (*_, words), alike in _by(same, _order)]
             measured += ["", f"### {model}: {data}", "", *_table(recipes, images, figures)]
             commands += (line for recipe in recipes for line in _command(recipe))
     return "\n".join([HEADER, *_published(published), *measured, *commands, "```"]) + "\n"
@@ -147,7 +151,7 @@ def _table(recipes: Sequence[Recipe], images: int, published: dict[str, float] |
         known = (published.get(name.lower()) for name in bits)
         cells = ("-" if figure is None else str(figure) for figure in known)
         yield _line("", "published", f"{published['iters']:,}", "", *cells)
-    for label, same in _by(rows, lambda row: shown(settings(row), OF_LEARNING)):
+    for (label,), same in _by(rows, lambda row: (shown(settings(row), OF_LEARNING),)):
         yield _line("", "round-to-nearest", "", label, *(_nearest(same, name) for name in bits))
     for recipe in recipes:
         result = recipe.rows[0].result
@@ -183,9 +187,10 @@ def _bits(rows: Iterable[Row]) -> list[str]:
     return [*(name for name in BITS if name in found), *sorted(found.difference(BITS))]
 
 
-def _order(words: tuple[str, ...], rows: Sequence[Row]) -> tuple[int, bool, int, tuple[str, ...]]:
-    """Fewest iterations first, the method itself before others, fewest changes first."""
-    return rows[0].result.iters, rows[0].result.method != "QDrop", len(words), words
+def _order(row: Row) -> tuple[int, bool, int, tuple[str, ...]]:
+    """Fewest iterations first, the method itself before others, fewest changes first; and what was set."""
+    words = settings(row)
+    return row.result.iters, row.result.method != "QDrop", len(words), words
 
 
 def _short(words: Iterable[str]) -> str:
@@ -195,16 +200,12 @@ def _short(words: Iterable[str]) -> str:
     return " ".join(f"`{word}`" for word in named)
 
 
-def _by(
-    rows: Iterable[Row],
-    label: Callable[[Row], Label],
-    order: Callable[[Label, Sequence[Row]], Any] = lambda label, _: label,
-) -> list[tuple[Label, list[Row]]]:
-    """Rows together that have the same label, in the order of labels or another one; within it by seed."""
+def _by(rows: Iterable[Row], label: Callable[[Row], Label]) -> list[tuple[Label, list[Row]]]:
+    """Rows together that have the same label, in the order of labels; within it by seed."""
     groups: dict[Label, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.result.seed):
         groups.setdefault(label(row), []).append(row)
-    return sorted(groups.items(), key=lambda group: order(*group) if order else group[0])
+    return sorted(groups.items(), key=lambda group: group[0])
 
 
 def _wrapped(words: Iterable[str]) -> Iterator[str]:

@@ -215,6 +215,12 @@ def test_what_cannot_be_recorded_is_told_and_changes_nothing(exp, tmp_path, capl
     assert (exp / "results.jsonl").read_bytes() == table and (exp / "README.md").read_text() == before
 
 
+def test_broken_published_figures_are_told(exp, caplog):
+    (exp / "published.json").write_text("{")
+    assert main(["record", str(exp)]) == 1
+    assert "published.json: not valid JSON" in caplog.text
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"result": {"top1": 3}}'])
 def test_a_broken_line_of_the_table_is_told(line, exp, caplog):
     recorded(exp, finished(exp, "a"))
