@@ -1,0 +1,1 @@
+"""Networks as graphs of ATen operators: captured, planned, quantized, cut into units."""

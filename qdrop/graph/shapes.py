@@ -1,0 +1,33 @@
+"""Shape inference by example: a graph is run once, and the shape of each value noted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+
+def record_shapes(graph: fx.GraphModule, given: Mapping[str, Any]) -> Any:
+    """Run a graph once; note in each node's `meta` the `shapes` of the tensors in its value, a tuple for each.
+
+    Args:
+        graph: The graph.
+        given: Its arguments by name.
+
+    Returns:
+        Its output.
+    """
+    with torch.no_grad():
+        names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+        return _Recorder(graph).run(*(given[name] for name in names))
+
+
+class _Recorder(fx.Interpreter):
+    """As torch's `ShapeProp`, which prints a traceback and hides the reason where a node cannot be run."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shapes"] = [tuple(v.shape) for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+        n.meta["tuple"] = isinstance(value, (tuple, list))
+        return value
