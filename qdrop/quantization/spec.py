@@ -24,7 +24,7 @@ class QuantizerSpec:
     kind: Kind
     """Weight or activation."""
     node: str
-    """Graph node that is quantized: the layer for a weight, the producer of the value for an activation."""
+    """Graph node whose value is quantized: the constant for a weight, the producer for an activation."""
     quantizer: str
     """Name of the quantizer class."""
     observer: str
@@ -53,8 +53,14 @@ class QuantizerSpec:
 
     @property
     def layer(self) -> str:
-        """Path of the module that holds the quantizer: of a weight's, the layer; "" for the model itself."""
-        return self.name.rpartition(".")[0]
+        """Path of the layer or of what else produces the value: the quantizer's name without its last part."""
+        holder, _, name = self.name.rpartition(".")
+        return holder if holder and name in ("weight_quantizer", "output_quantizer") else self.tensor
+
+    @property
+    def tensor(self) -> str:
+        """Of a weight's quantizer: path of the weight."""
+        return self.name.removesuffix("_quantizer")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML; :meth:`from_dict` reads it back."""

@@ -1,6 +1,6 @@
 """The plan: what is quantized where, and the units that are reconstructed one after another. Plain data.
 
-graph = trace(model, images[:1])
+graph = capture(model, images)
 plan = make_plan(graph, config.quant)
 print(plan)
 """
@@ -15,11 +15,14 @@ from torch import fx
 
 from qdrop.config import QConfig, QuantConfig
 from qdrop.errors import QdropError
-from qdrop.quantization.graph import GraphError, check_supported
-from qdrop.quantization.ops import Role, module_of
-from qdrop.quantization.sites import Site, Wiring
+from qdrop.graph.macs import left_out, multiply_accumulates, share_quantized
+from qdrop.graph.ops import GraphError, row
+from qdrop.graph.placement import Site, Wiring, layer_path
+from qdrop.graph.units import UnitSpec, find_units
 from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.quantization.units import UnitSpec, find_units, has_a_row_per_image
+
+EXTRA_BITS = 8
+"""Bits of what `placement: integer` quantizes beyond the published placement."""
 
 
 class PlanError(QdropError, ValueError):
@@ -33,7 +36,9 @@ class Plan:
     quantizers: tuple[QuantizerSpec, ...]
     units: tuple[UnitSpec, ...]
     notes: tuple[str, ...] = field(default=())
-    """What fell back to a simpler treatment, and why."""
+    """What fell back to a simpler treatment or stays in full precision, and why."""
+    quantized_macs: float = 1.0
+    """Share of the multiply-accumulates, 0 to 1, that have both operands quantized."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON or YAML; :meth:`from_dict` reads it back."""
@@ -41,6 +46,7 @@ class Plan:
             "quantizers": [spec.to_dict() for spec in self.quantizers],
             "units": [asdict(unit) | {"nodes": list(unit.nodes)} for unit in self.units],
             "notes": list(self.notes),
+            "quantized_macs": self.quantized_macs,
         }
 
     @classmethod
@@ -50,6 +56,7 @@ class Plan:
             tuple(QuantizerSpec.from_dict(spec) for spec in data["quantizers"]),
             tuple(UnitSpec(**(unit | {"nodes": tuple(unit["nodes"])})) for unit in data["units"]),
             tuple(data["notes"]),
+            data["quantized_macs"],
         )
 
     def __str__(self) -> str:
@@ -66,74 +73,103 @@ class Plan:
             last = unit
             shape = "x".join(str(n) for n in spec.shape)
             lines.append(f"  {spec.name:<42} {spec.kind:<11} {spec.bit:>3}  {shape}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"{self.quantized_macs:.1%} of multiply-accumulates have both operands quantized"])
 
 
 def make_plan(graph: fx.GraphModule, config: QuantConfig, granularity: str = "block") -> Plan:
-    """Place every quantizer and find every unit of a traced graph.
+    """Place every quantizer and find every unit of a captured graph.
 
-    An activation is quantized once, where it is produced; a branch that goes straight into an add, the
-    network's output and its input are not. First and last layer follow `config`'s own fields.
+    First and last layers, those without another before or behind them, follow `config`'s own fields.
 
     Args:
-        graph: What :func:`qdrop.quantization.graph.trace` returned.
-        config: Bits, quantizer and observer names, overrides.
+        graph: What :func:`qdrop.graph.capture.capture` returned.
+        config: Bits, quantizer and observer names, placement, overrides.
         granularity: `block`, or `layer` to make every weighted layer a unit of its own where that can be.
 
     Returns:
         The plan.
 
     Raises:
-        GraphError: If part of the network cannot be quantized; names the module and the reason.
+        GraphError: If there is nothing to quantize.
         PlanError: If an override's pattern matches nothing.
     """
-    check_supported(graph)
     wiring = Wiring(graph)
     if not wiring.layers:
-        raise GraphError("the model has no convolution or linear layer; there is nothing to quantize")
-    specs = list(_specs(graph, wiring, config))
+        raise GraphError("the model has no convolution, linear layer or other product with a weight to quantize")
+    specs = list(_specs(wiring, config))
     _check_overrides(config, specs)
     units, notes = find_units(graph, wiring, [spec.node for spec in specs], granularity)
-    return Plan(tuple(specs), tuple(units), tuple(notes))
+    macs = multiply_accumulates(wiring)
+    share = share_quantized(wiring, macs, {spec.node for spec in specs})
+    return Plan(tuple(specs), tuple(units), (*notes, *left_out(wiring, macs)), share)
 
 
-def _specs(graph: fx.GraphModule, wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
-    """Quantizers in execution order: a layer's weight before what it produces."""
-    sites = {site.node: site for site in wiring.sites if site.needed or (site.branch and config.branch_bit)}
-    for node in graph.graph.nodes:
-        if wiring.roles[node] is Role.WEIGHTED:
-            yield _weight_spec(node, wiring, config)
+def _specs(wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
+    """Quantizers in execution order: a layer's weight, where it is first read, before what the layer produces."""
+    published = {site.node: (site, None) for site in wiring.published()}
+    extra = {s.node: (s, EXTRA_BITS) for s in (wiring.integer() if config.placement == "integer" else ())}
+    sites: dict[fx.Node, tuple[Site, int | None]] = extra | published
+    ends = _Ends(wiring)
+    seen: set[fx.Node] = set()
+    for node in wiring.nodes:
+        weight = wiring.weight(node) if node in wiring.layers else None
+        if weight is not None and weight not in seen:
+            seen.add(weight)
+            yield _weight_spec(weight, node, ends, config)
         if node in sites and config.a_qconfig is not None:
-            yield _activation_spec(sites[node], wiring, config, config.a_qconfig)
+            yield _activation_spec(*sites[node], ends, config, config.a_qconfig)
 
 
-def _weight_spec(node: fx.Node, wiring: Wiring, config: QuantConfig) -> QuantizerSpec:
-    layer, q = str(node.target), config.w_qconfig
+class _Ends:
+    """First and last layers of a network: those that no other lies before, or behind."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        before: set[fx.Node] = set()
+        behind: set[fx.Node] = set()
+        layers = set(wiring.layers)
+        for node in wiring.nodes:
+            if any(n in layers or n in before for n in node.all_input_nodes):
+                before.add(node)
+        for node in reversed(wiring.nodes):
+            if any(n in layers or n in behind for n in node.users):
+                behind.add(node)
+        self.first = layers - before
+        self.last = layers - behind
+
+
+def _weight_spec(weight: fx.Node, product: fx.Node, ends: _Ends, config: QuantConfig) -> QuantizerSpec:
+    layer, q = layer_path(weight), config.w_qconfig
     bit = q.bit
-    if node is wiring.layers[0]:
+    if product in ends.first:
         bit = config.first_w_bit or bit
-    if node is wiring.layers[-1]:
+    if product in ends.last:
         bit = config.last_w_bit or bit
     bit = _override(config, layer, "w_bit") or bit
-    module = module_of(node)
-    assert module is not None
-    shape = tuple(module.get_parameter("weight").shape)
-    return _spec(f"{layer}.weight_quantizer", Kind.WEIGHT, node, q, bit, shape)
+    (shape,) = weight.meta["shapes"]
+    axis = -1 if q.ch_axis == -1 or len(shape) < 2 else _channel_axis(weight, product) % len(shape)
+    return _spec(f"{weight.target}_quantizer", Kind.WEIGHT, weight, replace(q, ch_axis=axis), bit, shape)
 
 
-def _activation_spec(site: Site, wiring: Wiring, config: QuantConfig, q: QConfig) -> QuantizerSpec:
-    bit = q.bit if site.needed else config.branch_bit or q.bit
-    if wiring.layers[-1] in site.readers:
-        bit = config.last_a_bit or bit
-    bit = _override(config, site.name, "a_bit") or bit
-    shape = tuple(site.node.meta["tensor_meta"].shape[1:])
-    if not has_a_row_per_image(site.node):
+def _channel_axis(weight: fx.Node, product: fx.Node) -> int:
+    """Axis of a weight along which the output channels of the product lie."""
+    operator = row(product)
+    return operator.channels if product.args[operator.operands[1]] is weight else -2
+
+
+def _activation_spec(site: Site, bit: int | None, ends: _Ends, config: QuantConfig, q: QConfig) -> QuantizerSpec:
+    width = bit or q.bit
+    if ends.last.intersection(site.readers):
+        width = config.last_a_bit or width
+    width = _override(config, site.name, "a_bit") or width
+    shape = site.node.meta["shapes"][0][1:]
+    if not site.node.meta["rows"]:
         q = replace(q, ch_axis=-1)  # axis 1 may be the images'
-    return _spec(f"{site.name}.output_quantizer", Kind.ACTIVATION, site.node, q, bit, shape)
+    return _spec(f"{site.name}.output_quantizer", Kind.ACTIVATION, site.node, q, width, shape)
 
 
 def _spec(name: str, kind: Kind, node: fx.Node, q: QConfig, bit: int, shape: tuple[int, ...]) -> QuantizerSpec:
-    return QuantizerSpec(name, kind, node.name, q.quantizer, q.observer, bit, q.symmetric, q.ch_axis, shape)
+    return QuantizerSpec(name, kind, node.name, q.quantizer, q.observer, bit, q.symmetric, q.ch_axis, tuple(shape))
 
 
 def _override(config: QuantConfig, name: str, key: str) -> int | None:
