@@ -69,6 +69,33 @@ class FakeQuantize(nn.Module):
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
+    def fit(self, weight: Tensor) -> None:
+        """Set the range from a weight, and its integers to the nearest."""
+        observer = self.new_observer()
+        observer.observe(weight)
+        self.set_range(*observer.range())
+
+    def harden(self, weight: Tensor) -> float:
+        """Make the rounding learned for a weight final; the share of its elements, 0 to 1, not at the nearest."""
+        return 0.0
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Tensor:
+        """A weight's integers, as steps above the smallest one, uint8, in its shape.
+
+        They are read off the rounded weight, so they are the same thing for every kind of quantizer.
+
+        Raises:
+            ValueError: If integers, scale and zero point do not give the rounded weight back, bit for bit.
+        """
+        rounded = self.quantize(weight, None)
+        grid = (self.scale, self.zero_point.round())
+        scale, zero_point = (along_channels(v, rounded, self.spec.ch_axis) for v in grid)
+        steps = (torch.round(rounded / scale) + zero_point - self.qmin).to(torch.uint8)
+        if not torch.equal((steps + (self.qmin - zero_point)) * scale, rounded):
+            raise ValueError(f"{self.spec.name}: the weight is not on its grid; calibrate the network first")
+        return steps
+
     def learned(self) -> list[nn.Parameter]:
         """The parameters of the grid that reconstruction learns; none for a fixed grid."""
         return []
@@ -148,7 +175,7 @@ class AdaRoundFakeQuantize(FakeQuantize):
 
     Holds the integers of the weight, as steps above `qmin`, beside the weight itself, which is never
     touched. They are those of round-to-nearest after :meth:`round_to_nearest`, and the learned ones after
-    :meth:`settle`; in between, while `floor` is set, rounding is soft.
+    :meth:`harden`; in between, while `floor` is set, rounding is soft.
 
     Args:
         spec: What and how to quantize; a weight.
@@ -185,9 +212,14 @@ class AdaRoundFakeQuantize(FakeQuantize):
         self._set_levels(torch.round(steps) + zero_point)
         self.alpha.copy_(alpha_of(steps - torch.floor(steps)))
 
+    def fit(self, weight: Tensor) -> None:
+        """See :meth:`FakeQuantize.fit`."""
+        super().fit(weight)
+        self.round_to_nearest(weight)
+
     @torch.no_grad()
-    def settle(self, weight: Tensor) -> float:
-        """Harden the learned rounding: up where `alpha >= 0`, else down.
+    def harden(self, weight: Tensor) -> float:
+        """Round up where `alpha >= 0`, else down.
 
         Returns:
             Share of the weights, 0 to 1, whose integer is not the nearest one.
