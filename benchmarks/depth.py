@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import COLORS, Outcome, Table, axes, interleaved, main
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.models.cifar_resnet import cifar_resnet
-from qdrop.quantization.convert import Segment, quantize_graph, segments
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan, make_plan
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.split import Segment, segments
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import Plan, make_plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate

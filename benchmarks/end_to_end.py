@@ -20,8 +20,8 @@ from benchmarks.common import Outcome, Table, axes, bars, main, printed_by, seco
 from benchmarks.plain_step import plain, plain_step
 from benchmarks.whole_run import BATCH, CALIBRATE_RANGE, prepared, published
 from qdrop.config import ReconConfig
-from qdrop.quantization.convert import segments
-from qdrop.quantization.plan import Plan
+from qdrop.graph.split import segments
+from qdrop.graph.plan import Plan
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate

@@ -29,9 +29,9 @@ from matplotlib.figure import Figure
 from benchmarks.common import QUICK, Outcome, Table, arguments, axes, bars, main, printed_by
 from qdrop.config import CacheConfig, QuantConfig, ReconConfig
 from qdrop.models import build_model
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import make_plan
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import make_plan
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.memory import peak_memory_mb
 from qdrop.solver.recon import reconstruct

@@ -23,9 +23,10 @@ from benchmarks.common import Outcome, Table, axes, bars, interleaved, main, sec
 from benchmarks.plain_step import plain, plain_step
 from qdrop.config import QuantConfig, ReconConfig
 from qdrop.models import build_model
-from qdrop.quantization.convert import quantize_graph, segments
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import make_plan
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.split import segments
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import make_plan
 from qdrop.quantization.quantized_module import QuantizedModule
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate

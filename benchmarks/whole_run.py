@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from qdrop.config import PRESETS, CacheConfig, QuantConfig, ReconConfig
 from qdrop.models import build_model
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan, make_plan
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import Plan, make_plan
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.memory import keeping_freed_memory, peak_memory_mb
 from qdrop.solver.precision import layer_arithmetic

@@ -6,11 +6,11 @@ from .checkpoint import save as save
 from .config import QuantConfig as QuantConfig
 from .config import ReconConfig as ReconConfig
 from .errors import QdropError as QdropError
+from .graph.capture import capture as capture
+from .graph.ops import GraphError as GraphError
+from .graph.plan import Plan as Plan
+from .graph.plan import make_plan as make_plan
 from .models import build_model as build_model
-from .quantization.graph import GraphError as GraphError
-from .quantization.graph import trace as trace
-from .quantization.plan import Plan as Plan
-from .quantization.plan import make_plan as make_plan
 from .quantization.state import quantizing as quantizing
 
 __version__: str
@@ -23,10 +23,10 @@ __all__ = [
     "ReconConfig",
     "Report",
     "build_model",
+    "capture",
     "load",
     "make_plan",
     "quantize",
     "quantizing",
     "save",
-    "trace",
 ]

@@ -17,9 +17,10 @@ from torch.nn.parameter import is_lazy
 from qdrop import pipeline
 from qdrop.config import ConfigError, QuantConfig, ReconConfig, config_from_dict
 from qdrop.errors import first_line
+from qdrop.graph.inputs import Arguments, arguments, tensors
+from qdrop.graph.ops import GraphError
+from qdrop.graph.plan import Plan
 from qdrop.openmp import advise
-from qdrop.quantization.graph import GraphError
-from qdrop.quantization.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.progress import telling
 from qdrop.solver.recon import UnitReport
@@ -111,11 +112,12 @@ def quantize(
         advise(torch.get_num_threads())
 
     with telling(), pipeline.arithmetic():
-        graph = _capture(model, images)
+        inputs = arguments(model, images)
+        graph = _capture(model, inputs)
         plan = pipeline.make_plan(graph, quant)
         network = pipeline.insert(graph, plan, target)
-        pipeline.calibrate(network, images, quant, target)
-        units = tuple(pipeline.reconstruct(network, plan, images, quant, seed, target))
+        pipeline.calibrate(network, inputs, quant, target)
+        units = tuple(pipeline.reconstruct(network, plan, inputs, quant, seed, target))
     return pipeline.freeze(network), Report(plan, units)
 
 
@@ -131,7 +133,7 @@ def _usable(device: torch.device | str) -> torch.device:
         raise ValueError(f"device = {str(device)!r}: {first_line(error)}") from error
 
 
-def _capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
+def _capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
     """:func:`qdrop.pipeline.capture`, with the reason where the model cannot even run on images `[N, C, H, W]`."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
@@ -141,12 +143,12 @@ def _capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
     try:
-        return pipeline.capture(model, images)
+        return pipeline.capture(model, inputs)
     except GraphError:
         raise
     except Exception as error:  # a foreign network may raise anything
-        shape = list(images.shape[1:])
-        raise GraphError(f"the model cannot run on images [C, H, W] of shape {shape}: {error}") from error
+        shapes = ", ".join(str(list(value.shape[1:])) for value in tensors(inputs))
+        raise GraphError(f"the model cannot run on images of shape {shapes}: {error}") from error
 
 
 def _check(images: Tensor, quant: QuantConfig) -> None:

@@ -20,18 +20,17 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, fx
 
 from qdrop.container import CheckpointError, read_container, write_container
+from qdrop.graph.data import GraphDataError, constants_of, graph_to_data
+from qdrop.graph.insert import QuantizedWeight, quantized_weights
+from qdrop.graph.plan import Plan
 from qdrop.packed import Checkpoint, check_grid, reason
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.graph_data import GraphDataError, constants, graph_to_data
-from qdrop.quantization.ops import place
 from qdrop.quantization.packing import pack
-from qdrop.quantization.plan import Plan
-from qdrop.quantization.quantized_module import QuantizedModule
 from qdrop.quantization.spec import Kind
 
 FORMAT = "qdrop"
-VERSION = 1
-"""Of the format; a reader takes its own version and older ones."""
+VERSION = 2
+"""Of the format; version 1, of qdrop before it captured networks with `torch.export`, is refused."""
 LARGEST = 1 << 24
 """Bytes that the description of a network may take: what unpacks to more is refused."""
 _PLAN = TypeAdapter(Plan)
@@ -51,7 +50,7 @@ def describe(
         CheckpointError: If it is no such network, or uses what a file may not hold; names it.
     """
     graph, plan = check_graph(model), model.meta["plan"]
-    tensors = _quantized(model, plan) | _not_quantized(model, plan, graph)
+    tensors = _quantized(model, plan) | _not_quantized(model, plan)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     return Checkpoint(graph, plan, tensors, config or {}, metrics or {})
 
@@ -68,26 +67,15 @@ def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
             raise CheckpointError(f"{error}; was the network calibrated?") from error
         tensors[f"{spec.name}.scale"] = quantizer.scale
         tensors[f"{spec.name}.zero_point"] = _smallest(quantizer.zero_point)
-        if spec.kind is Kind.WEIGHT:
-            layer = model.get_submodule(spec.layer)
-            assert isinstance(layer, QuantizedModule)
-            tensors[f"{spec.layer}.weight.packed"] = torch.from_numpy(pack(_integers(layer), spec.bit))
+    for found in quantized_weights(model):
+        tensors[f"{found.name}.packed"] = torch.from_numpy(pack(_integers(found), found.quantizer.spec.bit))
     return tensors
 
 
-def _not_quantized(model: fx.GraphModule, plan: Plan, graph: dict[str, Any]) -> dict[str, Tensor]:
-    """Parameters and buffers that stay as they are, by their own names."""
-    found: dict[str, Tensor] = {}
-    for path in graph["layers"]:
-        found |= model.get_submodule(path).state_dict(prefix=f"{path}.")
-    for spec in plan.quantizers:
-        if spec.kind is Kind.WEIGHT:
-            del found[f"{spec.layer}.weight"]
-        for name in model.get_submodule(spec.name).state_dict(prefix=f"{spec.name}."):
-            found.pop(name, None)  # a quantizer of activations may lie in the layer before it
-    for name in constants(graph):
-        found[name] = getattr(*place(model, name))
-    return found
+def _not_quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
+    """Constants that stay as they are, by their own paths."""
+    quantized = {spec.tensor for spec in plan.quantizers if spec.kind is Kind.WEIGHT}
+    return {path: value for path, value in constants_of(model).items() if path not in quantized}
 
 
 def check_graph(model: fx.GraphModule) -> dict[str, Any]:
@@ -213,9 +201,9 @@ def _decompress(text: str) -> bytes:
     return data
 
 
-def _integers(layer: QuantizedModule) -> NDArray[np.uint8]:
+def _integers(found: QuantizedWeight) -> NDArray[np.uint8]:
     try:
-        steps: NDArray[np.uint8] = layer.integers().numpy(force=True)
+        steps: NDArray[np.uint8] = found.quantizer.integers(found.weight).numpy(force=True)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return steps

@@ -97,6 +97,11 @@ def _check_format(path: Path, metadata: Mapping[str, str], form: str, version: i
             f"{path}: a safetensors file, but of format {found[:40]!r}, version {number[:40]!r}; expected {form!r},"
             f" version '{version}', as qdrop writes it"
         )
+    if int(number) < version:
+        raise CheckpointError(
+            f"{path}: format version {number}, of an older qdrop; this one reads version {version}: quantize the"
+            " network again, or read the file with the version that wrote it"
+        )
     if int(number) > version:
         raise CheckpointError(
             f"{path}: format version {number}; this qdrop reads versions up to {version}: install a newer one"

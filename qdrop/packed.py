@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx
 
 from qdrop.container import CheckpointError
+from qdrop.graph.data import GraphDataError, graph_from_data
+from qdrop.graph.insert import quantize_graph, quantized_weights
+from qdrop.graph.plan import Plan
 from qdrop.quantization.affine import along_channels
-from qdrop.quantization.convert import quantize_graph
 from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
-from qdrop.quantization.graph_data import GraphDataError, graph_from_data
 from qdrop.quantization.packing import unpack
-from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.quantization.state import quantized_modules, quantizers
+from qdrop.quantization.state import quantizers
 from qdrop.sound import flaw
 
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """What a file holds. A rebuilt network, quantizers on, comes from :meth:`build`."""
 
     graph: dict[str, Any]
-    """The network's graph, see :mod:`qdrop.quantization.graph_data`."""
+    """The network's graph, see :mod:`qdrop.graph.data`."""
     plan: Plan
     """What is quantized where, and the units."""
     tensors: dict[str, Tensor]
@@ -42,7 +42,7 @@ class Checkpoint:
         Raises:
             ValueError: If the file's bytes do not fit the plan.
         """
-        packed = self.tensors[f"{spec.layer}.weight.packed"]
+        packed = self.tensors[f"{spec.tensor}.packed"]
         steps = unpack(packed.numpy(), spec.bit, math.prod(spec.shape))
         return torch.from_numpy(steps).view(spec.shape)
 
@@ -68,7 +68,7 @@ class Checkpoint:
     def unquantized(self) -> dict[str, Tensor]:
         """What is not quantized, and no scale or zero point, by name."""
         taken = {f"{spec.name}{end}" for spec in self.plan.quantizers for end in (".scale", ".zero_point")}
-        taken |= {f"{spec.layer}.weight.packed" for spec in self._weights()}
+        taken |= {f"{spec.tensor}.packed" for spec in self._weights()}
         return {name: value for name, value in self.tensors.items() if name not in taken}
 
     def with_metrics(self, metrics: Mapping[str, Any]) -> "Checkpoint":
@@ -87,16 +87,16 @@ class Checkpoint:
             CheckpointError: If the contents do not fit each other.
         """
         try:
-            weights = {f"{spec.layer}.weight": self.weight(spec) for spec in self._weights()}
+            weights = {spec.tensor: self.weight(spec) for spec in self._weights()}
             self._check_tensors()
             model = quantize_graph(graph_from_data(self.graph, self.unquantized() | weights), self.plan)
             for quantizer in quantizers(model):
                 _set_grid(quantizer, *self.grid(quantizer.spec))
         except (GraphDataError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"the contents do not fit each other: {reason(error)}") from error
-        for layer in quantized_modules(model):
-            if isinstance(layer.weight_quantizer, AdaRoundFakeQuantize):
-                layer.weight_quantizer.round_to_nearest(layer.weight)
+        for found in quantized_weights(model):
+            if isinstance(found.quantizer, AdaRoundFakeQuantize):
+                found.quantizer.round_to_nearest(found.weight)
         model.meta["config"], model.meta["metrics"] = dict(self.config), dict(self.metrics)
         return model.requires_grad_(False)
 

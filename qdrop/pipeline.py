@@ -1,10 +1,11 @@
 """The method in its steps, each of them once: the command and `qdrop.quantize` call them in this order.
 
-    graph = capture(model, images)
+    inputs = arguments(model, images)
+    graph = capture(model, inputs)
     plan = make_plan(graph, config.quant)
     network = insert(graph, plan, device)
-    calibrate(network, images, config.quant, device)
-    for report in reconstruct(network, plan, images, config.quant, seed, device):
+    calibrate(network, inputs, config.quant, device)
+    for report in reconstruct(network, plan, inputs, config.quant, seed, device):
         ...
     freeze(network)
 
@@ -17,14 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qdrop.config import QuantConfig
 from qdrop.config.summary import summary
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan
-from qdrop.quantization.plan import make_plan as place
+from qdrop.graph.capture import capture as capture_graph
+from qdrop.graph.inputs import Arguments, between, by_node, rows, to_device
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.plan import Plan
+from qdrop.graph.plan import make_plan as place
 from qdrop.quantization.state import quantizers
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate as find_ranges
@@ -35,8 +37,6 @@ from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import Finished, UnitReport
 
 log = logging.getLogger("qdrop")
-EXAMPLE = 2
-"""Images that a network is captured with: more than one, so that none is taken for the whole batch."""
 
 
 @contextmanager
@@ -46,18 +46,18 @@ def arithmetic() -> Iterator[None]:
         yield
 
 
-def capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
+def capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
     """The network as a graph in evaluation mode, batch norm folded; the model is left as it was.
 
     Args:
-        model: Takes one image tensor, gives one tensor.
-        images: Images `[N, C, H, W]`, of which the first two are run.
+        model: Any network that `torch.export` can follow.
+        inputs: Its arguments, see :func:`qdrop.graph.inputs.arguments`; the first two rows are run.
 
     Raises:
         GraphError: If it cannot be captured, or the graph computes something else.
     """
     parameter = next(model.parameters(), torch.empty(0))
-    return trace(model, images[:EXAMPLE].to(parameter.device))
+    return capture_graph(model, to_device(rows(inputs, [0, 1]), parameter.device))
 
 
 def make_plan(graph: fx.GraphModule, quant: QuantConfig) -> Plan:
@@ -85,25 +85,25 @@ def insert(graph: fx.GraphModule, plan: Plan, device: torch.device) -> fx.GraphM
     return network
 
 
-def calibrate(network: fx.GraphModule, images: Tensor, quant: QuantConfig, device: torch.device) -> None:
+def calibrate(network: fx.GraphModule, inputs: Arguments, quant: QuantConfig, device: torch.device) -> None:
     """Give every quantizer its range: of weights from the weights, of activations from the first images.
 
     Args:
         network: What :func:`insert` returned, changed in place.
-        images: Calibration images `[N, C, H, W]`; `quant.calibrate_range` of them are run.
+        inputs: Its arguments for all calibration images; `quant.calibrate_range` of them are run.
         quant: Also says how many at a time.
         device: Where the network is.
 
     Raises:
         CalibrationError: If a value in the network is not finite.
     """
-    find_ranges(network, images[: quant.calibrate_range], quant.calibrate_batch, device)
+    find_ranges(network, between(inputs, 0, quant.calibrate_range), quant.calibrate_batch, device)
 
 
 def reconstruct(
     network: fx.GraphModule,
     plan: Plan,
-    images: Tensor,
+    inputs: Arguments,
     quant: QuantConfig,
     seed: int,
     device: torch.device,
@@ -115,7 +115,7 @@ def reconstruct(
     Args:
         network: A calibrated network on `device`, changed in place.
         plan: Its plan.
-        images: Calibration images `[N, C, H, W]`.
+        inputs: The network's arguments for all calibration images.
         quant: Without `recon` nothing is learned: everything is rounded to the nearest.
         seed: Seed of the batches and of the drop.
         device: Where to compute.
@@ -132,9 +132,10 @@ def reconstruct(
     """
     if quant.recon is None:
         return
-    costs = unit_costs(network, plan, images, device)
+    costs = unit_costs(network, plan, inputs, device)
     with UnitProgress(costs, quant.recon.iters) as progress:
-        for report in recon.reconstruct(network, plan, images, quant.recon, seed, device, progress, scratch, finished):
+        given = by_node(network.graph, inputs)
+        for report in recon.reconstruct(network, plan, given, quant.recon, seed, device, progress, scratch, finished):
             progress.finish(report)
             yield report
 

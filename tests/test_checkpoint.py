@@ -31,7 +31,7 @@ from qdrop.checkpoint import (
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.container import checksum
 from qdrop.quantization.affine import MIN_SCALE
-from qdrop.quantization.convert import segments
+from qdrop.graph.split import segments
 from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
 from qdrop.solver.recon import reconstruct
 

@@ -12,8 +12,8 @@ import yaml
 
 from qdrop.config import load_config
 from qdrop.models import build_model
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import make_plan
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import make_plan
 from qdrop.quantization.spec import Kind
 
 EXP = Path(__file__).parents[1] / "exp"

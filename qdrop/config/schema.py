@@ -193,8 +193,9 @@ class QuantConfig:
     """Bits of the last layer's weights; null: same as the others."""
     last_a_bit: Bits | None = 8
     """Bits of the last layer's input; null: same as the others."""
-    branch_bit: Bits | None = None
-    """Bits of a value that only goes into an add; null: not quantized. 8 lets integer kernels compute the add."""
+    placement: Literal["published", "integer"] = "published"
+    """published: an activation where it is produced; not what goes straight into an add, nor the image. integer: also
+    these, and whatever else products, sums and pooling read, in 8 bits: so that integer kernels can run it all."""
     overrides: dict[str, LayerBits] = field(default_factory=dict)
     """Bits for patterns of names, as in {"layer4.*": {w_bit: 4, a_bit: 8}}; names are those of plan.json without
     .weight_quantizer and .output_quantizer. A star also matches dots, the name of a module covers all inside, and of

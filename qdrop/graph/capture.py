@@ -48,6 +48,7 @@ def capture(model: nn.Module, example: Example) -> fx.GraphModule:
     with evaluating(model), torch.no_grad(), _plain_attention():
         expected = model(**two), model(**three)
         graph = _exported(model, two)
+    graph.meta["example"] = two
     record_shapes(graph, three)
     by_three = {node: node.meta["shapes"] for node in graph.graph.nodes}
     results = record_shapes(graph, two), graph(**three)

@@ -1,14 +1,15 @@
 """What a network takes: of a batch, as a data loader gives it, the members that are inputs."""
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from qdrop.graph.ops import GraphError
+from qdrop.graph.ops import GraphError, inputs
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 """A tensor `[N, ...]`, or a nest of them, of N rows each."""
@@ -83,3 +84,71 @@ def joined(batches: Sequence[Arguments]) -> Arguments:
 
     found: Arguments = pytree.tree_map(together, *batches)
     return found
+
+
+def split(given: Arguments, size: int) -> list[Arguments]:
+    """Batches of `size` rows, the last of what is left."""
+    count = len(tensors(given)[0])
+    return [between(given, start, start + size) for start in range(0, count, size)]
+
+
+def between(given: Arguments, start: int, stop: int) -> Arguments:
+    """The rows from `start` to `stop`, views of what is given."""
+    found: Arguments = pytree.tree_map(lambda v: v[start:stop] if isinstance(v, Tensor) and v.ndim else v, given)
+    return found
+
+
+def to_device(given: Arguments, device: torch.device) -> Arguments:
+    """The same on a device."""
+    found: Arguments = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, given)
+    return found
+
+
+def by_node(graph: fx.Graph, given: Arguments) -> dict[str, Tensor]:
+    """The tensors that a graph's inputs are given, by the names of their nodes.
+
+    Args:
+        graph: A captured graph.
+        given: Its arguments.
+    """
+    found: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            found[node] = given[node.name]
+        elif node.target is operator.getitem and node.args[0] in found:
+            found[node] = found[node.args[0]][node.args[1]]
+    return {node.name: found[node] for node in inputs(graph) if isinstance(found[node], Tensor)}
+
+
+def describe(given: Any) -> Any:
+    """Arguments as plain data: `{"shape": [...], "dtype": "float32"}` for a tensor; nests as they are."""
+    match given:
+        case Tensor():
+            return {"shape": list(given.shape), "dtype": str(given.dtype).removeprefix("torch.")}
+        case Mapping():
+            return {"dict": [[key, describe(value)] for key, value in given.items()]}
+        case tuple() | list():
+            return [describe(value) for value in given]
+        case None | bool() | int() | float() | str():
+            return given
+    raise GraphError(f"an input is a {type(given).__name__}; expected tensors, and tuples and dicts of them")
+
+
+def zeros(data: Any) -> Any:
+    """Arguments of the form that :func:`describe` told, without memory of their own.
+
+    Raises:
+        ValueError: If the data is none that it writes.
+    """
+    match data:
+        case {"shape": list(shape), "dtype": str(dtype), **rest} if not rest:
+            if not isinstance(kind := getattr(torch, dtype, None), torch.dtype):
+                raise ValueError(f"{dtype!r} is no type of numbers")
+            return torch.zeros(1, dtype=kind).expand([int(size) for size in shape])
+        case {"dict": list(pairs), **rest} if not rest:
+            return {key: zeros(value) for key, value in pairs}
+        case list():
+            return tuple(zeros(value) for value in data)
+        case None | bool() | int() | float() | str():
+            return data
+    raise ValueError(f"the input {data!r} is none that a file may hold")

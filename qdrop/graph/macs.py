@@ -53,13 +53,13 @@ def left_out(wiring: Wiring, macs: Counts) -> Iterator[str]:
     """A note for each operator that stays in full precision though it has weights of two axes or more."""
     every = {n: math.prod(n.meta["shapes"][0]) for n in wiring.nodes if n.op == "get_attr" and n.meta["shapes"]}
     for node in wiring.nodes:
-        if node.op == "call_function" and node not in wiring.products and row(node).role is Role.OPAQUE:
-            if weights := sum(map(math.prod, _weights(node))):
-                share, work = weights / sum(every.values()), macs.get(node, 0) / max(1, sum(macs.values()))
-                yield (
-                    f"{where(node)} stays in full precision, with {share:.1%} of the weights and {work:.1%} of the"
-                    " multiply-accumulates"
-                )
+        opaque = node.op == "call_function" and row(node).role is Role.OPAQUE
+        if opaque and (weights := sum(map(math.prod, _weights(node)))):
+            share, work = weights / sum(every.values()), macs.get(node, 0) / max(1, sum(macs.values()))
+            yield (
+                f"{where(node)} stays in full precision, with {share:.1%} of the weights and {work:.1%} of the"
+                " multiply-accumulates"
+            )
 
 
 def _weights(node: fx.Node) -> list[tuple[int, ...]]:

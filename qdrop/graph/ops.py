@@ -66,6 +66,12 @@ def _rows(role: Role, names: str, **fields: Any) -> dict[str, Operator]:
     return {f"aten.{name}": Operator(role, **fields) for name in names.split()}
 
 
+_SIZE_ARITHMETIC = (
+    "add", "sub", "mul", "floordiv", "mod", "truediv", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
+    "not_",
+)  # fmt: skip
+_SIZE_FUNCTIONS = ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite")
+
 OPERATORS: dict[str, Operator] = {
     **_rows(Role.PRODUCT, "conv1d conv2d conv3d linear"),
     **_rows(Role.PRODUCT, "conv_transpose1d conv_transpose2d conv_transpose3d", channels=1),
@@ -78,59 +84,56 @@ OPERATORS: dict[str, Operator] = {
     ),
     **_rows(
         Role.FUNCTION,
-        "leaky_relu prelu _prelu_kernel elu celu selu gelu silu mish sigmoid log_sigmoid tanh hardswish hardsigmoid"
-        " softplus softsign hardshrink softshrink glu exp expm1 log log1p log2 sqrt rsqrt pow square reciprocal sin cos"
-        " erf abs sign floor ceil round trunc frac logit sinc threshold",
+        "leaky_relu prelu _prelu_kernel elu celu selu gelu silu mish sigmoid log_sigmoid tanh hardswish "
+        "hardsigmoid softplus softsign hardshrink softshrink glu exp expm1 log log1p log2 sqrt rsqrt pow square "
+        "reciprocal sin cos erf abs sign floor ceil round trunc frac logit sinc threshold",
     ),
     **_rows(Role.CLIP, "relu relu6 hardtanh clamp clamp_min clamp_max neg"),
     **_rows(
         Role.NORM,
-        "layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm batch_norm"
-        " _native_batch_norm_legit _native_batch_norm_legit_no_training softmax _softmax log_softmax _log_softmax norm"
-        " linalg_vector_norm var var_mean std std_mean cumsum cumprod logsumexp cosine_similarity local_response_norm"
-        " prod _euclidean_dist cdist",
+        "layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm batch_norm "
+        "_native_batch_norm_legit _native_batch_norm_legit_no_training softmax _softmax log_softmax _log_softmax "
+        "norm linalg_vector_norm var var_mean std std_mean cumsum cumprod logsumexp cosine_similarity "
+        "local_response_norm prod _euclidean_dist cdist",
     ),
     **_rows(
         Role.SHAPE,
-        "reshape view _unsafe_view view_as reshape_as permute transpose t movedim flatten unflatten squeeze unsqueeze"
-        " contiguous clone pixel_shuffle pixel_unshuffle channel_shuffle roll flip rot90 alias detach numpy_T mT swapaxes"
-        " _to_copy to",
+        "reshape view _unsafe_view view_as reshape_as permute transpose t movedim flatten unflatten squeeze "
+        "unsqueeze contiguous clone pixel_shuffle pixel_unshuffle channel_shuffle roll flip rot90 alias detach "
+        "numpy_T mT swapaxes _to_copy to",
     ),
     **_rows(
         Role.SELECT,
-        "slice select index index_select gather split split_with_sizes chunk unbind tensor_split narrow cat concat stack"
-        " expand expand_as repeat repeat_interleave tile pad constant_pad_nd reflection_pad1d reflection_pad2d"
-        " replication_pad1d replication_pad2d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d"
-        " adaptive_max_pool2d amax amin max min where masked_fill upsample_nearest1d upsample_nearest2d"
-        " upsample_nearest3d _upsample_nearest_exact2d tril triu diagonal unfold im2col sort topk masked_select scatter"
-        " index_put slice_scatter select_scatter copy fill zeros_like_masked meshgrid broadcast_tensors as_strided"
-        " argmax argmin eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not isnan"
-        " isfinite any all one_hot",
+        "slice select index index_select gather split split_with_sizes chunk unbind tensor_split narrow cat "
+        "concat stack expand expand_as repeat repeat_interleave tile pad constant_pad_nd reflection_pad1d "
+        "reflection_pad2d replication_pad1d replication_pad2d max_pool1d max_pool2d max_pool3d "
+        "max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d amax amin max min where masked_fill "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d tril triu diagonal "
+        "unfold im2col sort topk masked_select scatter index_put slice_scatter select_scatter copy fill "
+        "zeros_like_masked meshgrid broadcast_tensors as_strided argmax argmin eq ne lt le gt ge logical_and "
+        "logical_or logical_not bitwise_and bitwise_or bitwise_not isnan isfinite any all one_hot",
     ),
     **_rows(
         Role.MIX,
-        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
-        " _adaptive_avg_pool2d mean upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d"
-        " _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d col2im median lp_pool2d",
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "_adaptive_avg_pool2d mean upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d col2im median lp_pool2d",
     ),
     **_rows(
         Role.OPAQUE,
-        "lstm gru rnn_tanh rnn_relu embedding bilinear einsum tensordot fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"
-        " view_as_real view_as_complex complex real imag conv_tbc",
+        "lstm gru rnn_tanh rnn_relu embedding bilinear einsum tensordot fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 "
+        "view_as_real view_as_complex complex real imag conv_tbc",
     ),
     **_rows(Role.SIZE, "sym_size sym_numel sym_stride item _local_scalar_dense"),
     **_rows(
         Role.CREATE,
-        "full zeros ones arange empty eye linspace scalar_tensor full_like zeros_like ones_like empty_like new_full"
-        " new_zeros new_ones new_empty",
+        "full zeros ones arange empty eye linspace scalar_tensor full_like zeros_like ones_like empty_like "
+        "new_full new_zeros new_ones new_empty",
     ),
-    **{
-        f"operator.{name}": Operator(Role.SIZE)
-        for name in "add sub mul floordiv mod truediv neg pow eq ne lt le gt ge and_ or_ not_".split()
-    },
+    **{f"operator.{name}": Operator(Role.SIZE) for name in _SIZE_ARITHMETIC},
     "operator.getitem": Operator(Role.SELECT),
-    **{f"torch.{name}": Operator(Role.SIZE) for name in "sym_max sym_min sym_int sym_float sym_not sym_ite".split()},
-    **{f"math.{name}": Operator(Role.SIZE) for name in "ceil floor trunc".split()},
+    **{f"torch.{name}": Operator(Role.SIZE) for name in _SIZE_FUNCTIONS},
+    **{f"math.{name}": Operator(Role.SIZE) for name in ("ceil", "floor", "trunc")},
 }
 """Operators by name, whatever their overload; those that write into an argument are none of them."""
 

@@ -1,11 +1,16 @@
 """Shape inference by example: a graph is run once, and the shape of each value noted."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+
+LARGEST = 1 << 29
+"""Elements of a value for two images: 2 GiB in float32, far beyond any network."""
 
 
 def record_shapes(graph: fx.GraphModule, given: Mapping[str, Any]) -> Any:
@@ -21,6 +26,20 @@ def record_shapes(graph: fx.GraphModule, given: Mapping[str, Any]) -> Any:
     with torch.no_grad():
         names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
         return _Recorder(graph).run(*(given[name] for name in names))
+
+
+def infer_shapes(graph: fx.GraphModule, given: Mapping[str, Any]) -> None:
+    """As :func:`record_shapes`, but nothing is computed, and no memory taken, for a graph from elsewhere.
+
+    Raises:
+        ValueError: If a value is larger than any network's.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        record_shapes(graph, given)
+    for node in graph.graph.nodes:
+        for shape in node.meta["shapes"]:
+            if math.prod(shape) > LARGEST:
+                raise ValueError(f"'{node.name}' is of shape {list(shape)}; more than {LARGEST:,} elements are refused")
 
 
 class _Recorder(fx.Interpreter):

@@ -109,9 +109,7 @@ class _Weights:
 def _spec(candidate: _Candidate, weights: tuple[fx.Node, ...], quantized: list[str]) -> UnitSpec:
     names = tuple(node.name for node in candidate.nodes)
     inside = sum(node in names for node in quantized)
-    return UnitSpec(
-        candidate.module, candidate.kind, len(weights), inside, (*(node.name for node in weights), *names)
-    )
+    return UnitSpec(candidate.module, candidate.kind, len(weights), inside, (*(node.name for node in weights), *names))
 
 
 def _untangled(candidates: list[_Candidate], wiring: Wiring) -> tuple[list[_Candidate], list[str]]:

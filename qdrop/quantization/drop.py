@@ -97,8 +97,11 @@ class Drop:
         return Mask(self.positions(like.shape, memory_format(like), like.device), choose)
 
     def mix(self, quantized: Tensor, full: Tensor) -> Tensor:
-        """Each element of `quantized` with probability `prob`, else of `full` (same shape); carries no gradient."""
-        if self.prob == 1:
+        """Each element of `quantized` with probability `prob`, else of `full` (same shape); carries no gradient.
+
+        Integers, such as the numbers of words, are the same in both.
+        """
+        if self.prob == 1 or not full.is_floating_point():
             return quantized
         keep = self.mask(full)
 

@@ -1,7 +1,7 @@
 """A unit's data, batch by batch: gathered from wherever it is kept, ahead of the step if that takes time."""
 
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,12 +19,16 @@ AHEAD = 2
 class Batch:
     """Rows of a unit's data, `[B, ...]` each, in float32 on the device that computes."""
 
-    full: Tensor
-    """Input in the full-precision network."""
-    quantized: Tensor
-    """Input in the quantized network; the same tensor as `full` where the two are one."""
-    target: Tensor
-    """Output of the full-precision unit."""
+    full: tuple[Tensor, ...]
+    """Its inputs in the full-precision network."""
+    quantized: tuple[Tensor, ...]
+    """Its inputs in the quantized network; the same tensors as in `full` where the two are one."""
+    target: tuple[Tensor, ...]
+    """Outputs of the full-precision unit."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return *self.full, *self.quantized, *self.target
 
 
 Coming = tuple[Batch, torch.cuda.Event | None]
@@ -32,18 +36,22 @@ Coming = tuple[Batch, torch.cuda.Event | None]
 
 
 class Batches:
-    """A unit's inputs and target for all calibration images.
+    """A unit's inputs and targets for all calibration images.
 
     Args:
-        inputs: Its input in both networks, `[N, ...]`.
-        target: Its full-precision output, `[N, ...]`.
+        inputs: Its inputs in both networks, `[N, ...]` each.
+        targets: Its full-precision outputs, `[N, ...]` each.
         device: Where is computed.
     """
 
-    def __init__(self, inputs: Pair, target: Value, device: torch.device) -> None:
-        full = _stored(inputs.full)
-        quantized = full if inputs.quantized is inputs.full else _stored(inputs.quantized)
-        self._values = (full, quantized, _stored(target))
+    def __init__(self, inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device) -> None:
+        self._full = [_stored(pair.full) for pair in inputs]
+        self._quantized = [
+            full if pair.quantized is pair.full else _stored(pair.quantized)
+            for pair, full in zip(inputs, self._full, strict=True)
+        ]
+        self._targets = [_stored(target) for target in targets]
+        self._values = (*self._full, *self._quantized, *self._targets)
         self._device = device
         # A side stream copies to the GPU while the step computes.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -61,7 +69,10 @@ class Batches:
         """
         rooms = self._rooms(len(rows)) if rooms is None else rooms
         found = {value: self._read(value, rows, room) for value, room in rooms.items()}
-        return Batch(*(found[value] for value in self._values))
+        full, quantized, target = (
+            tuple(found[value] for value in values) for values in (self._full, self._quantized, self._targets)
+        )
+        return Batch(full, quantized, target)
 
     def _rooms(self, count: int) -> dict[Stored, Tensor]:
         """Memory for `count` rows of each value; page-locked where a GPU fetches them from there."""
@@ -119,7 +130,7 @@ class Batches:
         if event is not None:
             step = torch.cuda.current_stream(self._device)
             step.wait_event(event)
-            for tensor in (batch.full, batch.quantized, batch.target):
+            for tensor in batch.tensors():
                 tensor.record_stream(step)  # so that its memory is not given away before the step is done
         return batch
 

@@ -1,13 +1,13 @@
 """Values on their way through the units: each is kept from where it is written to its last reader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from qdrop.quantization.convert import Segment, reads
+from qdrop.graph.split import Segment, reads
 from qdrop.quantization.layout import memory_format
 from qdrop.solver.storage import Storage, Stored
 
@@ -27,14 +27,13 @@ class ActivationCache:
     """The values later segments still read.
 
     Args:
-        images: Calibration images `[N, C, H, W]`; the input is the same in both networks.
-        name: Name of the network's input in the graph.
+        inputs: The network's inputs for all calibration images `[N, ...]`, by name; the same in both networks.
         parts: All segments, in order.
     """
 
-    def __init__(self, images: Value, name: str, parts: list[Segment]) -> None:
+    def __init__(self, inputs: Mapping[str, Value], parts: list[Segment]) -> None:
         self._last_reader = reads(parts)
-        self._values = {name: Pair(images, images)}
+        self._values = {name: Pair(value, value) for name, value in inputs.items()}
 
     def __getitem__(self, name: str) -> Pair:
         return self._values[name]
@@ -67,7 +66,7 @@ def run_all(
     """Run `module` over all calibration images in batches.
 
     Args:
-        module: Takes `inputs` in order, returns a tensor or a tuple of them.
+        module: Takes `inputs` in order, returns a tuple of tensors.
         inputs: Values of all images, `[N, ...]` each.
         batch_size: Images at a time.
         device: Where the module is.
@@ -80,8 +79,7 @@ def run_all(
     results: list[Value] = []
     for start in range(0, count, batch_size):
         batch = [value[start : start + batch_size].to(device) for value in inputs]
-        out = module(*batch)
-        outs = out if isinstance(out, tuple) else (out,)
+        outs = module(*batch)
         if not results:  # allocated once: collecting parts and joining them would need the memory twice
             new = partial(torch.empty, device=home) if storage is None else storage.new
             results = [new((count, *o.shape[1:]), dtype=o.dtype, memory_format=memory_format(o)) for o in outs]

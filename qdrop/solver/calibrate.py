@@ -1,11 +1,13 @@
 """Calibration: every quantizer gets its range before anything is learned."""
 
 import torch
-from torch import Tensor, nn
+from torch import fx
 
 from qdrop.errors import QdropError
+from qdrop.graph.inputs import Arguments, split, tensors, to_device
+from qdrop.graph.scopes import calibrating
 from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import calibrating, quantizers
+from qdrop.quantization.state import quantizers
 from qdrop.solver.progress import track
 
 
@@ -13,12 +15,12 @@ class CalibrationError(QdropError, ValueError):
     """Images that no ranges can be found on, or a network that gives nothing finite for them."""
 
 
-def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> None:
+def calibrate(model: fx.GraphModule, inputs: Arguments, batch_size: int, device: torch.device) -> None:
     """Set weight ranges from the weights and activation ranges from images, with every quantizer off.
 
     Args:
         model: A quantized graph on `device`; its quantizers are changed in place.
-        images: `[N, C, H, W]`, N at least 1.
+        inputs: Its arguments by name, tensors `[N, ...]`, N at least 1.
         batch_size: Images at a time. The averaged observers (`Avg...`) average over batches; for the others
             the result does not depend on it.
         device: Where the model is.
@@ -26,11 +28,11 @@ def calibrate(model: nn.Module, images: Tensor, batch_size: int, device: torch.d
     Raises:
         CalibrationError: If there is no image, or a value in the network is not finite; names where.
     """
-    if len(images) == 0:
+    if not all(map(len, tensors(inputs))):
         raise CalibrationError("there are no calibration images; at least 1 is needed")
     with calibrating(model):
-        for batch in track(images.split(batch_size), "calibrating"):
-            if not model(batch.to(device)).isfinite().all():
+        for batch in track(split(inputs, batch_size), "calibrating"):
+            if not all(value.isfinite().all() for value in tensors(model(**to_device(batch, device)))):
                 raise CalibrationError(
                     "the full-precision network gives values that are not finite on calibration images"
                 )

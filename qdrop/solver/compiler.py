@@ -51,7 +51,7 @@ class Compiler:
             example: Inputs of the shapes it will have.
             iters: How often it will run.
         """
-        if not self.pays(loss.unit, len(example.full), iters, example.full.device):
+        if not self.pays(loss.unit, len(example.full[0]), iters, example.device):
             return eager(loss)
         try:
             return self._compile(loss, example)
@@ -100,7 +100,7 @@ class Compiler:
         shapes = [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors]
         key = hashlib.sha256(f"{graph.code}{shapes}".encode()).hexdigest()
         if key not in self._compiled:
-            mode = "reduce-overhead" if example.full.is_cuda else None  # CUDA graphs
+            mode = "reduce-overhead" if example.device.type == "cuda" else None  # CUDA graphs
             compiled = torch.compile(graph, mode=mode, dynamic=False, fullgraph=True)
             started = time.perf_counter()
             _warm_up(compiled, values, example)
@@ -119,7 +119,7 @@ class Compiler:
 
 def _call(compiled: Callable[..., Any], values: list[Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
     """Compiled code for one iteration; on a GPU what it gave for the one before is overwritten."""
-    if inputs.full.is_cuda:
+    if inputs.device.type == "cuda":
         torch.compiler.cudagraph_mark_step_begin()
     found: tuple[Tensor, ...] = compiled(values, inputs.tensors())
     return found
@@ -130,9 +130,9 @@ def _warm_up(compiled: Callable[..., Any], values: list[Tensor], example: Inputs
 
     All of that here, where an error means to go on without.
     """
-    if example.full.is_cuda:
+    if example.device.type == "cuda":
         torch.cuda.empty_cache()  # the graph has memory of its own, and cannot take what tracing has left in the cache
-    for _ in range(3 if example.full.is_cuda else 1):
+    for _ in range(3 if example.device.type == "cuda" else 1):
         _call(compiled, values, example)
 
 

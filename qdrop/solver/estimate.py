@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qdrop.config import PRESETS
-from qdrop.quantization.convert import segments
-from qdrop.quantization.plan import Plan
+from qdrop.graph.inputs import Arguments, between, by_node, to_device
+from qdrop.graph.plan import Plan
+from qdrop.graph.split import segments
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, run_all
 
@@ -21,24 +22,24 @@ FASTER = "fast"
 """The preset that is offered where a run is long."""
 
 
-def unit_costs(model: fx.GraphModule, plan: Plan, images: Tensor, device: torch.device) -> dict[str, float]:
+def unit_costs(model: fx.GraphModule, plan: Plan, inputs: Arguments, device: torch.device) -> dict[str, float]:
     """Seconds that each unit takes for a few images, quantized and forward only: what iterations cost in proportion.
 
     Args:
         model: A calibrated quantized graph, on `device`.
         plan: Its plan.
-        images: Images `[N, C, H, W]`.
+        inputs: The network's arguments, tensors `[N, ...]`.
         device: Where to compute.
     """
     parts = segments(model, plan)
-    images = images[:IMAGES].to(device)
+    few = by_node(model.graph, to_device(between(inputs, 0, IMAGES), device))
     costs: dict[str, float] = {}
     with quantizing(model):
         for _ in range(PASSES):
-            cache = ActivationCache(images, parts[0].inputs[0], parts)
+            cache = ActivationCache(few, parts)
             for index, part in enumerate(parts):
                 started = time.perf_counter()
-                out = run_all(part.module, [cache[name].quantized for name in part.inputs], len(images), device)
+                out = run_all(part.module, [cache[name].quantized for name in part.inputs], IMAGES, device)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 if part.unit is not None:

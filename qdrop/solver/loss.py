@@ -10,12 +10,26 @@ from qdrop.quantization.fake_quant import AdaRoundFakeQuantize
 from qdrop.quantization.soft_rounding import undecided
 
 
-def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
+def reconstruction_loss(outs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """:func:`squared_error` of a unit's outputs, summed over them.
+
+    Args:
+        outs: The quantized unit's outputs.
+        targets: The full-precision ones.
+
+    Returns:
+        A scalar.
+    """
+    errors = [squared_error(out, target) for out, target in zip(outs, targets, strict=True)]
+    return errors[0] if len(errors) == 1 else torch.stack(errors).sum()
+
+
+def squared_error(out: Tensor, target: Tensor) -> Tensor:
     """Squared error, summed over channels (dim 1), averaged over batch and positions.
 
     Args:
-        out: The quantized unit's output `[N, C, ...]`, or `[N]`, which has one channel.
-        target: The full-precision output, same shape.
+        out: An output of the quantized unit `[N, C, ...]`, or `[N]`, which has one channel.
+        target: The same of the full-precision one, same shape.
 
     Returns:
         A scalar.

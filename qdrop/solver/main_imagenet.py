@@ -14,6 +14,7 @@ import torch
 
 from qdrop import checkpoint, pipeline
 from qdrop.config import Config, ConfigError, ProcessConfig
+from qdrop.graph.inputs import arguments
 from qdrop.models import build_model_with_info
 from qdrop.openmp import run_program
 from qdrop.quantization.state import quantizing
@@ -64,7 +65,8 @@ def _quantize(config: Config, out: Path) -> Result:
     check_network(model, images[:2], num_classes(config.data))
 
     # What is quantized where, and the units.
-    graph = pipeline.capture(model, images)
+    inputs = arguments(model, images)
+    graph = pipeline.capture(model, inputs)
     plan = pipeline.make_plan(graph, quant)
     finished = FinishedUnits(out / RESUME, plan, identity(config, plan, graph, images))
     quantized = pipeline.insert(graph, plan, device)
@@ -75,7 +77,7 @@ def _quantize(config: Config, out: Path) -> Result:
 
     # Ranges; round-to-nearest comes out of it for free.
     started = time.perf_counter()
-    pipeline.calibrate(quantized, images, quant, device)
+    pipeline.calibrate(quantized, inputs, quant, device)
     seconds_calibrate = time.perf_counter() - started
     with quantizing(quantized):
         nearest = accuracy(quantized, loader, device)
@@ -83,7 +85,7 @@ def _quantize(config: Config, out: Path) -> Result:
 
     # Unit by unit: learn the rounding of the weights and the scales of the activations.
     started = time.perf_counter()
-    for report in pipeline.reconstruct(quantized, plan, images, quant, seed, device, out, finished):
+    for report in pipeline.reconstruct(quantized, plan, inputs, quant, seed, device, out, finished):
         folder.log(asdict(report))
     seconds_reconstruct = time.perf_counter() - started + finished.seconds
 

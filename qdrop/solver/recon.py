@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdrop.config import ReconConfig
-from qdrop.quantization.convert import Segment, segments
-from qdrop.quantization.plan import Plan
+from qdrop.graph.plan import Plan
+from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.compiler import Compiler
@@ -58,7 +58,7 @@ class Finished(Protocol):
 def reconstruct(
     model: fx.GraphModule,
     plan: Plan,
-    images: Tensor,
+    inputs: Mapping[str, Tensor],
     config: ReconConfig,
     seed: int,
     device: torch.device,
@@ -74,7 +74,8 @@ def reconstruct(
     Args:
         model: A calibrated quantized graph, on `device`.
         plan: Its plan.
-        images: Calibration images `[N, C, H, W]`, in main memory or on the device.
+        inputs: The network's inputs for all calibration images `[N, ...]`, by the names of their nodes
+            (:func:`qdrop.graph.inputs.by_node`), in main memory or on the device.
         config: How.
         seed: Seed; a unit's randomness depends on it and the unit's name alone.
         device: Where to compute.
@@ -83,7 +84,7 @@ def reconstruct(
         finished: Units finished before, which are not learned again; each one finished here is added.
 
     Yields:
-        A report per unit, after which the unit's weights are settled.
+        A report per unit, after which the unit's rounding is final.
 
     Raises:
         GraphError: If a value between two units has not one row for each image.
@@ -100,7 +101,8 @@ def reconstruct(
     compiler = Compiler(config.compile, units)
     log.info(compiler.outline(units, config.batch_size, config.iters, device))
     walk = _Walk(config, seed, device, storage, compiler, watch)
-    cache = ActivationCache(storage.survive(lambda: storage.adopt(images)), parts[0].inputs[0], parts)
+    adopted = storage.survive(lambda: {name: storage.adopt(value) for name, value in inputs.items()})
+    cache = ActivationCache(adopted, parts)
     for index, part in enumerate(parts):
         report = walk.through(index, part, cache, finished)
         if report is not None:
@@ -138,16 +140,16 @@ class _Walk:
         with quantizing(part.module, weights=False, activations=False):
             full = self.run(part, [cache[name].full for name in part.inputs])
         if learns:
-            inputs = cache[part.inputs[0]]
+            inputs = [cache[name] for name in part.inputs]
             with quantizing(part.module):
-                before = self.distance(part.module, inputs.quantized, full[0])
-            flipped = self.learn(part, inputs, full[0])
+                before = self.distance(part.module, [pair.quantized for pair in inputs], full)
+            flipped = self.learn(part, inputs, full)
             del inputs  # the cache alone decides how long they are kept
         cache.forget_full(index)
         with quantizing(part.module):
             rounded = self.run(part, [cache[name].quantized for name in part.inputs])
         if learns:
-            after = self.distance(nn.Identity(), rounded[0], full[0])
+            after = self.distance(lambda *values: values, rounded, full)
         cache.advance(index, part, full, rounded)
         give_back_freed_memory()
         if part.unit is None or done is not None:
@@ -163,20 +165,23 @@ class _Walk:
         size = self.config.batch_size
         return self.storage.survive(lambda: run_all(part.module, inputs, size, self.device, self.storage))
 
-    def distance(self, module: Callable[[Tensor], Tensor], inputs: Value, target: Value) -> float:
+    def distance(
+        self, module: Callable[..., Sequence[Tensor]], inputs: Sequence[Value], targets: Sequence[Value]
+    ) -> float:
         """Reconstruction loss over all images of what a module makes of its inputs, without keeping that."""
 
         def measure() -> float:
-            total = 0.0
-            for rows in _slices(len(target), self.config.batch_size):
-                out = module(inputs[rows].to(self.device))
-                total += float(reconstruction_loss(out, target[rows].to(self.device))) * len(out)
-            return total / len(target)
+            total, count = 0.0, len(targets[0])
+            for rows in _slices(count, self.config.batch_size):
+                outs = module(*(value[rows].to(self.device) for value in inputs))
+                wanted = [target[rows].to(self.device) for target in targets]
+                total += float(reconstruction_loss(outs, wanted)) * len(outs[0])
+            return total / count
 
         with torch.no_grad():
             return self.storage.survive(measure)
 
-    def learn(self, part: Segment, inputs: Pair, target: Value) -> float:
+    def learn(self, part: Segment, inputs: Sequence[Pair], targets: Sequence[Value]) -> float:
         """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""
         watch, compiler = self.watch, self.compiler
         watcher = None if watch is None else lambda step: watch(part.name, step)
@@ -187,7 +192,7 @@ class _Walk:
             generator = unit_generator(self.seed, part.name)
             with layer_arithmetic(tf32=self.config.precision == "tf32"):
                 return reconstruct_unit(
-                    part.module, inputs, target, self.config, generator, watch=watcher, compiler=compiler
+                    part.module, inputs, targets, self.config, generator, watch=watcher, compiler=compiler
                 )
 
         try:

@@ -20,7 +20,7 @@ from qdrop.config import HOW, Config, config_to_dict, flat
 from qdrop.container import CheckpointError, checksum, read_container, write_container
 from qdrop.errors import QdropError, first_line
 from qdrop.files import remove_leftovers, write_file
-from qdrop.quantization.plan import Plan
+from qdrop.graph.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.solver.datasets import shorten
 from qdrop.solver.recon import UnitReport

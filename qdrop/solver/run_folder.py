@@ -23,8 +23,8 @@ from qdrop.checkpoint import Checkpoint
 from qdrop.config import Config, ProcessConfig, config_to_dict, load_config, save_config, what_counts
 from qdrop.export.options import default_paths
 from qdrop.files import expanded, remove_leftovers, write_file
+from qdrop.graph.plan import Plan
 from qdrop.models.weights import WeightsInfo, is_remote, resolve_weights
-from qdrop.quantization.plan import Plan
 from qdrop.quantization.spec import Kind
 from qdrop.solver.result import Result
 

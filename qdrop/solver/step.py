@@ -25,12 +25,12 @@ from qdrop.solver.loss import reconstruction_loss, rounding_loss
 class Inputs:
     """What changes from one iteration to the next, all on the unit's device."""
 
-    full: Tensor
-    """The unit's input in the full-precision network `[B, C, ...]`."""
-    quantized: Tensor
+    full: tuple[Tensor, ...]
+    """The unit's inputs in the full-precision network `[B, C, ...]`."""
+    quantized: tuple[Tensor, ...]
     """The same in the quantized network."""
-    target: Tensor
-    """The unit's full-precision output `[B, C', ...]`."""
+    target: tuple[Tensor, ...]
+    """The unit's full-precision outputs `[B, C', ...]`."""
     seeds: Tensor
     """A seed for each mask of the drop `[S, 2]`, int32; S as :func:`masks_needed` says."""
     weight: Tensor
@@ -40,12 +40,23 @@ class Inputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the order of the fields."""
-        return self.full, self.quantized, self.target, self.seeds, self.weight, self.beta
+        return *self.full, *self.quantized, *self.target, self.seeds, self.weight, self.beta
+
+    def like(self, tensors: tuple[Tensor, ...]) -> "Inputs":
+        """The inputs that :meth:`tensors` of as many gave these."""
+        inputs, outputs = len(self.full), len(self.target)
+        full, quantized = tensors[:inputs], tensors[inputs : 2 * inputs]
+        return Inputs(full, quantized, tensors[2 * inputs : 2 * inputs + outputs], *tensors[-3:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.seeds.device
 
 
-def masks_needed(unit: nn.Module) -> int:
-    """Masks of the drop in one iteration: one for the unit's input, one for each activation quantizer."""
-    return 1 + len(quantizers(unit, Kind.ACTIVATION))
+def masks_needed(unit: nn.Module, inputs: int) -> int:
+    """Masks of the drop in one iteration: one for each input of the unit, one for each activation quantizer."""
+    return inputs + len(quantizers(unit, Kind.ACTIVATION))
 
 
 Gradients = Callable[[Inputs], tuple[Tensor, ...]]
@@ -74,15 +85,14 @@ class UnitLoss(nn.Module):
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         return {names[id(parameter)]: parameter for parameter in wanted}
 
-    def forward(
-        self, full: Tensor, quantized: Tensor, target: Tensor, seeds: Tensor, weight: Tensor, beta: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Reconstruction and rounding loss, scalars; for the arguments see :class:`Inputs`."""
-        self.drop.seeds = self.input_drop.seeds = iter(seeds.unbind())
-        given = self.input_drop.mix(quantized, full)
-        with torch.autocast(full.device.type, torch.bfloat16, enabled=self.reduced, cache_enabled=False):
-            out = self.unit(given)  # [B, C', ...]
-        return reconstruction_loss(out.float(), target), rounding_loss(self.roundings, weight, beta)
+    def forward(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        """Reconstruction and rounding loss of a batch, scalars."""
+        self.drop.seeds = self.input_drop.seeds = iter(batch.seeds.unbind())
+        given = [self.input_drop.mix(q, f) for q, f in zip(batch.quantized, batch.full, strict=True)]
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.reduced, cache_enabled=False):
+            outs = self.unit(*given)  # [B, C', ...] each
+        error = reconstruction_loss([out.float() for out in outs], batch.target)
+        return error, rounding_loss(self.roundings, batch.weight, batch.beta)
 
 
 def eager(loss: UnitLoss) -> Gradients:
@@ -92,7 +102,7 @@ def eager(loss: UnitLoss) -> Gradients:
     loss.drop.positions = loss.input_drop.positions = cache(scrambled_positions)
 
     def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
-        error, penalty = loss(*inputs.tensors())
+        error, penalty = loss(inputs)
         found = torch.autograd.grad(error + penalty, learned, materialize_grads=True)
         return error.detach(), penalty.detach(), *found
 
@@ -113,10 +123,10 @@ def traced(loss: UnitLoss, example: Inputs) -> tuple[fx.GraphModule, list[Tensor
     state: dict[str, Tensor] = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
     learned = list(loss.learned())
 
-    def gradients(values: list[Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def gradients(values: list[Tensor], tensors_of_batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tensors = dict(zip(state, values, strict=True))
         leaves = {name: tensors[name].detach().requires_grad_() for name in learned}
-        error, penalty = functional_call(loss, {**tensors, **leaves}, inputs)
+        error, penalty = functional_call(loss, {**tensors, **leaves}, (example.like(tensors_of_batch),))
         found = torch.autograd.grad(error + penalty, tuple(leaves.values()), materialize_grads=True)
         return error.detach(), penalty.detach(), *found
 

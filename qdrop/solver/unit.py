@@ -6,18 +6,19 @@ of its weights and the scales of its activations.
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from qdrop.config import ReconConfig
 from qdrop.errors import QdropError
+from qdrop.graph.scopes import harden, learning_rounding
 from qdrop.quantization.drop import draw_seeds
-from qdrop.quantization.state import dropping, learning_rounding, quantized_modules, quantizers, quantizing
+from qdrop.quantization.state import dropping, quantizers, quantizing
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.batches import Batch, Batches
 from qdrop.solver.cache import Pair, Value
@@ -61,9 +62,9 @@ def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Gener
 
 
 def iterations(
-    unit: nn.Module,
-    inputs: Pair,
-    target: Value,
+    unit: fx.GraphModule,
+    inputs: Sequence[Pair],
+    targets: Sequence[Value],
     config: ReconConfig,
     generator: torch.Generator,
     batches: Iterator[Tensor] | None = None,
@@ -75,9 +76,9 @@ def iterations(
     roundings = FusedAdam([r.alpha for r in loss.roundings])
     scales = FusedAdam([parameter for quantizer in grids for parameter in quantizer.learned()])
     device = next(unit.parameters()).device
-    batches = batches or draw_batches(len(target), config.batch_size, config.iters, generator)
-    stream = Batches(inputs, target, device).stream(_first(config.iters, batches))
-    work = _inputs(stream, masks_needed(unit), config, generator, device)
+    batches = batches or draw_batches(len(targets[0]), config.batch_size, config.iters, generator)
+    stream = Batches(inputs, targets, device).stream(_first(config.iters, batches))
+    work = _inputs(stream, masks_needed(unit, len(inputs)), config, generator, device)
 
     # Closing the work also ends the batches on their way.
     with closing(work), quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
@@ -96,9 +97,9 @@ def iterations(
 
 
 def reconstruct_unit(
-    unit: nn.Module,
-    inputs: Pair,
-    target: Value,
+    unit: fx.GraphModule,
+    inputs: Sequence[Pair],
+    targets: Sequence[Value],
     config: ReconConfig,
     generator: torch.Generator,
     batches: Iterator[Tensor] | None = None,
@@ -108,9 +109,9 @@ def reconstruct_unit(
     """Learn the rounding and the activation scales of one calibrated unit.
 
     Args:
-        unit: Takes one tensor, gives one tensor; its quantizers have their ranges.
-        inputs: Its input for all calibration images `[N, C, ...]`, in both networks.
-        target: Its full-precision output for them `[N, C', ...]`.
+        unit: A segment's module: takes one tensor or more, gives a tuple of them; its quantizers have their ranges.
+        inputs: Its inputs for all calibration images `[N, C, ...]`, in both networks.
+        targets: Its full-precision outputs for them `[N, C', ...]`.
         config: Iterations, rates, drop probability.
         generator: Source of the batches and of the drop's seeds, on the CPU whatever the unit's device.
         batches: Index tensors to use instead of random ones, at least as many as iterations.
@@ -125,11 +126,11 @@ def reconstruct_unit(
         ValueError: If there are fewer batches than iterations.
     """
     # Closed also where watching raises, so that nothing is left switched on.
-    with closing(iterations(unit, inputs, target, config, generator, batches, compiler)) as steps:
+    with closing(iterations(unit, inputs, targets, config, generator, batches, compiler)) as steps:
         for step in steps:
             if watch is not None:
                 watch(step)
-    return _settle(unit)
+    return harden(unit)
 
 
 def _first(count: int, batches: Iterator[Tensor]) -> Tensor:
@@ -167,17 +168,6 @@ def _inputs(
 def _joined(batch: Batch, seed: Tensor, weight: Tensor, beta: Tensor) -> Inputs:
     """A batch with the rest, in a function so that no variable of a generator holds it until the next one is there."""
     return Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta)
-
-
-@torch.no_grad()
-def _settle(unit: nn.Module) -> float:
-    """Harden the learned rounding of every layer; the share of weights not rounded to the nearest."""
-    flipped = total = 0.0
-    for layer in quantized_modules(unit):
-        share = layer.settle()
-        flipped += share * layer.weight.numel()
-        total += layer.weight.numel()
-    return flipped / max(1.0, total)
 
 
 def _check_finite(loss: Tensor, iteration: int) -> None:

@@ -7,7 +7,7 @@ from networks import images, network, quantized
 from benchmarks.fidelity import reconstruct_plainly, rows
 from benchmarks.plain_step import plain, plain_step
 from qdrop.config import ReconConfig
-from qdrop.quantization.convert import segments
+from qdrop.graph.split import segments
 from qdrop.quantization.state import adarounds, learning_rounding, quantizing
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.unit import unit_generator

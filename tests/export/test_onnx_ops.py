@@ -16,7 +16,7 @@ from qdrop.export.emitter import Emitter, OnnxGraph
 from qdrop.export.registry import FUNCTIONS, NOTHING, RESHAPES, UNARY
 from qdrop.export.registry import MODULES as REGISTRY
 from qdrop.models import build_model
-from qdrop.quantization.graph import trace
+from qdrop.graph.capture import capture
 from qdrop.quantization.state import quantizing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
-from qdrop.quantization.convert import quantize_graph
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan, make_plan
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import Plan, make_plan
 from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.quantization.state import calibrating
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from networks import NETWORKS, bits, filled, images, network, planned, quantized
 from torch import Tensor, nn
 
-from qdrop.quantization.convert import quantize_graph, reads, segments
+from qdrop.graph.insert import quantize_graph, reads, segments
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.graph import GraphError, trace
-from qdrop.quantization.plan import make_plan
+from qdrop.graph.capture import capture
+from qdrop.graph.ops import GraphError
+from qdrop.graph.plan import make_plan
 from qdrop.quantization.state import quantized_modules, quantizers, quantizing
 
 GRANULARITIES = ["block", "layer"]

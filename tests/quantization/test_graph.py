@@ -18,7 +18,7 @@ from networks import (
 )
 from torch import nn
 
-from qdrop.quantization.graph import GraphError, check_supported, trace
+from qdrop.graph.ops import GraphError, check_supported, trace
 from qdrop.quantization.ops import owner
 
 

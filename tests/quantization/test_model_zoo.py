@@ -12,14 +12,16 @@ from torch import Tensor, fx, nn
 
 from qdrop.checkpoint import describe
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
-from qdrop.quantization.convert import quantize_graph, segments
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.split import segments
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.graph import GraphError, trace
+from qdrop.graph.capture import capture
+from qdrop.graph.ops import GraphError
 from qdrop.quantization.ops import activations, module_of, operation
-from qdrop.quantization.plan import Plan, make_plan
+from qdrop.graph.plan import Plan, make_plan
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import calibrating, quantized_modules, quantizing
-from qdrop.quantization.units import LARGEST_SHARE
+from qdrop.graph.units import LARGEST_SHARE
 
 QUICK = [
     "torchvision/alexnet",  # no BN, dropout

@@ -23,9 +23,9 @@ from torch import nn
 
 from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
 from qdrop.models import build_model
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan, PlanError, make_plan
-from qdrop.quantization.units import FOLDED
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import Plan, PlanError, make_plan
+from qdrop.graph.units import FOLDED
 
 STEM = ["stem.0 w8", "stem.0 a4"]
 HEAD = ["head w8"]

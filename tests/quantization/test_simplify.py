@@ -7,8 +7,10 @@ from networks import Network, bits, filled, images, planned
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from qdrop.quantization.convert import quantize_graph, segments
-from qdrop.quantization.graph import GraphError, trace
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.split import segments
+from qdrop.graph.capture import capture
+from qdrop.graph.ops import GraphError
 from qdrop.quantization.spec import Kind
 
 WIDTH = 6

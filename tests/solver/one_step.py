@@ -4,7 +4,7 @@ import torch
 from networks import images, network, quantized
 
 from qdrop.config import ReconConfig
-from qdrop.quantization.convert import segments
+from qdrop.graph.split import segments
 from qdrop.quantization.drop import draw_seeds
 from qdrop.quantization.state import dropping, learning_rounding, quantizing
 from qdrop.solver.cache import run_all

@@ -3,7 +3,7 @@ import torch
 from networks import NETWORKS, images, network, quantized
 from torch import nn
 
-from qdrop.quantization.convert import segments
+from qdrop.graph.split import segments
 from qdrop.solver.cache import ActivationCache, run_all
 
 CPU = torch.device("cpu")

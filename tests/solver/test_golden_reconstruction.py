@@ -18,9 +18,10 @@ from torch import Tensor, fx
 
 from qdrop.config import ReconConfig
 from qdrop.models import build_model
-from qdrop.quantization.convert import quantize_graph, segments
-from qdrop.quantization.graph import trace
-from qdrop.quantization.plan import Plan, make_plan
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.split import segments
+from qdrop.graph.capture import capture
+from qdrop.graph.plan import Plan, make_plan
 from qdrop.quantization.state import calibrating, quantizing
 from qdrop.solver.cache import ActivationCache, run_all
 from qdrop.solver.unit import reconstruct_unit

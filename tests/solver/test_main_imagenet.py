@@ -12,7 +12,7 @@ import qdrop
 from qdrop.checkpoint import read
 from qdrop.config import Config, config_from_dict, load_config
 from qdrop.errors import QdropError
-from qdrop.quantization.plan import Plan
+from qdrop.graph.plan import Plan
 from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import validation_loader
 from qdrop.solver.main_imagenet import main, run

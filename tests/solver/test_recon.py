@@ -10,7 +10,7 @@ import torch
 from networks import NETWORKS, Network, OpenWindows, Windowed, bits, filled, images, network, quantized
 
 from qdrop.config import ActivationQConfig, CacheConfig, QuantConfig, ReconConfig
-from qdrop.quantization.convert import segments
+from qdrop.graph.split import segments
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
 from qdrop.solver import batches, recon

@@ -10,7 +10,7 @@ import torch
 from networks import images, network, quantized
 
 from qdrop.config import CacheConfig, ReconConfig
-from qdrop.quantization.convert import segments
+from qdrop.graph.split import segments
 from qdrop.solver import recon, storage
 from qdrop.solver.cache import ActivationCache, run_all
 from qdrop.solver.memory import free_and_total, is_out_of_memory

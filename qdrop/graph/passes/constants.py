@@ -74,8 +74,7 @@ def _is_module(graph: fx.GraphModule, path: str) -> bool:
 def add_constant(graph: fx.GraphModule, path: str, value: Tensor) -> fx.Node:
     """Keep a tensor at a dotted path of the graph's module, in the place of what is there; the node that reads it."""
     holder: nn.Module = graph
-    *holders, name = path.split(".")
-    for part in holders:
+    for part in path.split(".")[:-1]:
         if not isinstance(getattr(holder, part, None), nn.Module):
             holder.add_module(part, nn.Module())
         holder = holder.get_submodule(part)

@@ -109,5 +109,3 @@ def _scaled_and_shifted(graph: fx.GraphModule, node: fx.Node, source: fx.Node, s
             result = graph.graph.call_function(target, (result, kept))
             result.meta = {**node.meta, "val": source.meta["val"]}
     return result
-
-

@@ -3,7 +3,6 @@
 import torch
 from torch import fx
 
-
 FLOATS_OF_A_REGISTER = 8
 """Of AVX2."""
 
