@@ -11,7 +11,7 @@ from qdrop.graph.insert import quantize_graph
 from qdrop.graph.capture import capture
 from qdrop.graph.plan import Plan, make_plan
 from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.quantization.state import calibrating
+from qdrop.graph.scopes import calibrating
 
 WIDTH = 6
 
@@ -262,7 +262,7 @@ def bits(weights: int = 2, activations: int | None = 4, **kwargs) -> QuantConfig
 
 def planned(model: nn.Module, config: QuantConfig | None = None, granularity: str = "block", example=None):
     """The traced graph of a model and its plan."""
-    graph = trace(model, images(2) if example is None else example)
+    graph = capture(model, images(2) if example is None else example)
     return graph, make_plan(graph, config or bits(), granularity)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor, fx
 from qdrop.config import ReconConfig
 from qdrop.models import build_model
 from qdrop.graph.insert import quantize_graph
+from qdrop.graph.scopes import calibrating
 from qdrop.graph.split import segments
 from qdrop.graph.capture import capture
 from qdrop.graph.plan import Plan, make_plan
-from qdrop.quantization.state import calibrating, quantizing
+from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, run_all
 from qdrop.solver.unit import reconstruct_unit
 
@@ -43,7 +44,7 @@ class Run:
 
     @classmethod
     def calibrated(cls, name: str, images: Tensor) -> "Run":
-        model = trace(fill_by_rule(build_model(GOLDEN_MODELS[name])), images[:2])
+        model = capture(fill_by_rule(build_model(GOLDEN_MODELS[name])), images[:2])
         plan = make_plan(model, bits(2, 4))
         quantize_graph(model, plan)
         with calibrating(model):
@@ -60,7 +61,7 @@ class Run:
         """Losses `[20, 2]` (reconstruction, rounding) of each unit, with the fixture's batches."""
         config = ReconConfig(batch_size=8, iters=20, weight=weight, drop_prob=1.0)
         parts = segments(self.model, self.plan)
-        cache = ActivationCache(self.images, parts[0].inputs[0], parts)
+        cache = ActivationCache({parts[0].inputs[0]: self.images}, parts)
         traces: list[Tensor] = []
         for index, part in enumerate(parts):
             inputs = [cache[name] for name in part.inputs]
@@ -68,7 +69,7 @@ class Run:
             if part.unit is not None:
                 steps = []
                 batches = iter([(torch.arange(8) + 8 * i) % 32 for i in range(20)])
-                reconstruct_unit(part.module, inputs[0], full[0], config, torch.Generator(), batches, steps.append)
+                reconstruct_unit(part.module, inputs, full, config, torch.Generator(), batches, steps.append)
                 losses = [[s.reconstruction, s.rounding] for s in steps]
                 traces.append(torch.tensor(losses, dtype=torch.float64))
             if len(traces) == units:
