@@ -114,7 +114,7 @@ def by_node(graph: fx.Graph, given: Arguments) -> dict[str, Tensor]:
     found: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            found[node] = given[node.name]
+            found[node] = given[str(node.target)]
         elif node.target is operator.getitem and node.args[0] in found:
             found[node] = found[node.args[0]][node.args[1]]
     return {node.name: found[node] for node in inputs(graph) if isinstance(found[node], Tensor)}

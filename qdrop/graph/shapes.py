@@ -24,7 +24,7 @@ def record_shapes(graph: fx.GraphModule, given: Mapping[str, Any]) -> Any:
         Its output.
     """
     with torch.no_grad():
-        names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+        names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         return _Recorder(graph).run(*(given[name] for name in names))
 
 
