@@ -13,13 +13,14 @@ with one key is what JSON has no word for: {"node": name}, {"list": [...]}, {"di
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qdrop.errors import QdropError
+from qdrop.errors import QdropError, first_line
 from qdrop.quantization.allowed import (
     ATTRIBUTES,
     METHODS,
@@ -29,9 +30,12 @@ from qdrop.quantization.allowed import (
     name_of_layer,
 )
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.names import identifier, module_path
+from qdrop.quantization.names import identifier, module_path, node_name
 from qdrop.quantization.ops import module_of
-from qdrop.quantization.shapes import record_shapes
+from qdrop.quantization.shapes import TensorMeta, record_shapes
+
+LARGEST = 1 << 31
+"""What no number in a network reaches, but the end of a slice that takes everything; nor the size of a tensor in it."""
 
 
 class GraphDataError(QdropError, ValueError):
@@ -81,30 +85,42 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> f
     """
     try:
         model = _build(data, tensors)
-        example = torch.zeros(data["input"]["shape"], dtype=_named(data["input"]["dtype"]))
-        record_shapes(model, example)
+        with torch.device("meta"):  # shapes only: a forged network has no memory to take
+            output = record_shapes(model, torch.zeros(data["input"]["shape"], dtype=_named(data["input"]["dtype"])))
+        for name, value in model.state_dict().items():
+            if name in tensors and tensors[name].dtype != value.dtype:
+                raise GraphDataError(f"{name} is {tensors[name].dtype}; expected {value.dtype}")
+        model.load_state_dict(dict(tensors), strict=True, assign=True)
     except GraphDataError:
         raise
     except Exception as error:  # whatever torch says of arguments that do not fit each other
-        raise GraphDataError(f"the network cannot be rebuilt: {type(error).__name__}: {error}") from error
-    return model
+        raise GraphDataError(f"the network cannot be rebuilt: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(output, Tensor):
+        raise GraphDataError(f"the network gives a {type(output).__name__}; expected a tensor")
+    for node in model.graph.nodes:
+        meta = node.meta["tensor_meta"]
+        if isinstance(meta, TensorMeta) and meta.shape.numel() >= LARGEST:
+            raise GraphDataError(f"'{node.name}' computes a tensor of {list(meta.shape)}, more than {LARGEST} values")
+    return model.requires_grad_(False)
 
 
 def _build(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The network on the meta device: without values."""
     parts: dict[str, Any] = {}
     with torch.device("meta"):  # nothing is allocated or drawn: the tensors are given
         for path, layer in data["layers"].items():
+            if not layer["args"].keys().isdisjoint(("device", "dtype")):
+                raise GraphDataError(f"the layer '{path}' says its device or type, which its tensors do")
             arguments = {identifier(key): _decode(value, {}) for key, value in layer["args"].items()}
             parts[module_path(path)] = layer_named(layer["type"])(**arguments)
-    parts |= {module_path(name): nn.Parameter(tensors[name], requires_grad=False) for name in constants(data)}
+    for name in map(module_path, constants(data)):
+        parts[name] = nn.Parameter(tensors[name].to("meta"), requires_grad=False)
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for node in data["nodes"]:
         nodes[node["name"]] = _node_from_data(node, graph, nodes)
     graph.lint()
-    model = fx.GraphModule(parts, graph).eval().requires_grad_(False)
-    model.load_state_dict(dict(tensors), strict=True, assign=True)
-    return model
+    return fx.GraphModule(parts, graph).eval()
 
 
 def _node_to_data(node: fx.Node) -> dict[str, Any]:
@@ -120,7 +136,7 @@ def _node_to_data(node: fx.Node) -> dict[str, Any]:
 
 def _node_from_data(data: Mapping[str, Any], graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> fx.Node:
     """The node, checked: torch.fx writes Python source from names, targets and keywords."""
-    name, op, target = identifier(data["name"]), data["op"], data["target"]
+    name, op, target = node_name(data["name"]), data["op"], data["target"]
     args = tuple(_decode(value, nodes) for value in data.get("args", ()))
     kwargs = {identifier(key): _decode(value, nodes) for key, value in data.get("kwargs", {}).items()}
     _check_call(op, target, args, kwargs)
@@ -135,7 +151,7 @@ def _check_call(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str
     """Refuse what would reach beyond arithmetic on tensors."""
     match op:
         case "placeholder":
-            identifier(target)
+            node_name(target)
         case "get_attr" | "call_module":
             module_path(target)
         case "call_method":
@@ -195,6 +211,8 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     match value:
+        case int() if abs(value) >= LARGEST and value != sys.maxsize:
+            raise GraphDataError(f"an argument is {value:.3g}; expected less than {LARGEST}")
         case None | bool() | int() | float() | str():
             return value
         case list():
