@@ -102,8 +102,9 @@ def page(exp: Path, rows: Iterable[Row]) -> str:
         figures = published.get(kind, {}).get(model)
         for (data, images), same in _by(section, lambda row: (row.result.data, row.result.validation_images)):
             recipes = [Recipe(n, words, alike) for n, ((*_, words), alike) in enumerate(_by(same, _order), 1)]
-            measured += ["", f"### {model}: {data}", "", *_table(recipes, images, figures)]
-            commands += ("", f"### {model}: {data}", "", "```bash", *chain(*map(_command, recipes)), "```")
+            title = f"### {model}: {data} ({images:,} images)"
+            measured += ["", title, "", *_table(recipes, figures)]
+            commands += ("", title, "", "```bash", *chain(*map(_command, recipes)), "```")
     return "\n".join([HEADER, *_published(published), *measured, *commands]) + "\n"
 
 
@@ -132,7 +133,7 @@ def _published(published: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield _line(name, f"`{figures['folder']}`", *cells)
 
 
-def _table(recipes: Sequence[Recipe], images: int, published: dict[str, float] | None) -> Iterator[str]:
+def _table(recipes: Sequence[Recipe], published: dict[str, float] | None) -> Iterator[str]:
     """One network on the same images."""
     rows = [row for recipe in recipes for row in recipe.rows]
     common = (word for word in recipes[0].words if all(word in recipe.words for recipe in recipes))
@@ -144,7 +145,7 @@ def _table(recipes: Sequence[Recipe], images: int, published: dict[str, float] |
 
     full = sorted({f"{row.result.top1_full:.2f}" for row in rows})
     alike = f" All with {_short(everywhere)}." if everywhere else ""
-    yield f"On {images:,} images; full precision {', '.join(full)}.{alike}"
+    yield f"Full precision: {', '.join(full)}.{alike}"
     yield ""
     yield from _head("", "method", "iterations", "settings", *bits)
     if published:
