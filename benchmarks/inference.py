@@ -75,8 +75,8 @@ def contestants(network: str, folder: Path, threads: int) -> dict[str, Contestan
 
 def _quantized(model: torch.nn.Module, images: Tensor, branch_bit: int | None) -> fx.GraphModule:
     quick = {"observer": "MinMaxObserver", "bit": 4}
-    config = {"w_qconfig": quick, "a_qconfig": quick, "calibrate": len(images), "branch_bit": branch_bit}
-    return qdrop.quantize(model, images, config)[0]
+    config = {"w_qconfig": quick, "a_qconfig": quick, "branch_bit": branch_bit}
+    return qdrop.quantize(model, images, config | {"calibrate": len(images), "recon": None})[0]
 
 
 def _open(path: Path, threads: int) -> Contestant:

@@ -32,17 +32,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` lists all commands\n")
 
 
-def _command(name: str) -> str:
-    """A command by its name.
-
-    Raises:
-        ArgumentTypeError: If there is none; names the nearest.
-    """
-    if name in COMMANDS:
-        return name
+def _unknown(name: str) -> str:
+    """What to say of a command that there is not: the nearest, or all there are."""
     near = difflib.get_close_matches(name, COMMANDS, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"expected {' | '.join(COMMANDS)}"
-    raise argparse.ArgumentTypeError(f"{name}: no such command; {meant}")
+    return f"{name}: no such command; " + (f"did you mean {near[0]}?" if near else f"expected {' | '.join(COMMANDS)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,14 +48,17 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"qdrop {qdrop.__version__}")
-    made.add_argument("command", type=_command, metavar="COMMAND", help=" | ".join(COMMANDS))
+    made.add_argument("command", metavar="COMMAND", help=" | ".join(COMMANDS))
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status of the command."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = parser().parse_args(argv[:1]).command
+    made = parser()
+    command = made.parse_args(argv[:1]).command
+    if command not in COMMANDS:
+        made.error(_unknown(command))
     wait_asleep()  # before torch comes with the command
     module = importlib.import_module(COMMANDS[command][0])
     status: int = module.main(argv[1:], prog=f"qdrop {command}")

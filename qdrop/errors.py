@@ -8,6 +8,11 @@ class QdropError(Exception):
     """
 
 
+LONGEST = 300
+"""Characters of a message that is passed on, at most: it may hold whatever a file does."""
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; of an empty one the name of its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, its start if it is long; of an empty one the name of its class."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

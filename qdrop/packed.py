@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qdrop.container import CheckpointError
+from qdrop.errors import first_line
 from qdrop.graph.data import GraphDataError, graph_from_data
 from qdrop.graph.insert import quantize_graph, quantized_weights
 from qdrop.graph.plan import Plan
@@ -143,4 +144,5 @@ def _set_grid(quantizer: FakeQuantize, scale: Tensor, zero_point: Tensor) -> Non
 
 def reason(error: Exception) -> str:
     """What is wrong with contents, in words: a missing key says only its name."""
-    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    told = first_line(error)
+    return f"{told} is missing" if isinstance(error, KeyError) and error.args else told

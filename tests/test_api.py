@@ -100,14 +100,32 @@ def test_takes_a_generator_and_no_more_of_it_than_it_needs(model, images):
     assert len(taken) == 3
 
 
-def test_a_dict_without_recon_rounds_to_nearest(model, images):
-    _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 3}})
+def test_without_recon_it_rounds_to_nearest(model, images):
+    _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": 3}, "recon": None})
     assert report.units == () and str(report) == str(report.plan)
     assert {spec.bit for spec in report.plan.quantizers if spec.kind == "weight"} == {8, 3}
 
 
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (None, "W2A4 by QDrop, preset published: 20,000 iterations for each of 3 units"),
+        ({}, "W2A4 by QDrop, preset published: 20,000 iterations for each of 3 units"),
+        ({"w_qconfig": {"bit": 3}}, "W3A4 by QDrop, preset published: 20,000 iterations for each of 3 units"),
+        ({"recon": None}, "W2A4 by rounding to the nearest: nothing is learned, as recon is null"),
+    ],
+)
+def test_the_log_says_first_which_method_runs_and_what_is_left_out_is_as_published(
+    config, line, model, images, monkeypatch, caplog
+):
+    monkeypatch.setattr("qdrop.solver.recon.reconstruct", lambda *args: iter(()))
+    with caplog.at_level("INFO", "qdrop"):
+        qdrop.quantize(model, images, config)
+    assert next(record.message for record in caplog.records if record.levelname == "INFO") == line
+
+
 def test_takes_a_quant_config(model, images):
-    quantized, _ = qdrop.quantize(model, images, QuantConfig(a_qconfig=None))
+    quantized, _ = qdrop.quantize(model, images, QuantConfig(a_qconfig=None, recon=None))
     assert len(quantizers(quantized)) == 4
 
 
@@ -170,12 +188,12 @@ def test_a_config_of_another_type(config, model, images):
 
 
 def test_numbers_of_numpy_are_numbers(model, images):
-    _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": np.int64(3)}})
+    _, report = qdrop.quantize(model, images, {"w_qconfig": {"bit": np.int64(3)}, "recon": None})
     assert {spec.bit for spec in report.plan.quantizers if spec.kind == "weight"} == {3, 8}
 
 
 def test_a_quantized_model_is_refused(model, images):
-    quantized, _ = qdrop.quantize(model, images, {})
+    quantized, _ = qdrop.quantize(model, images, {"recon": None})
     with pytest.raises(GraphError, match="quantized already"):
         qdrop.quantize(quantized, images, {})
 
@@ -192,7 +210,7 @@ def test_dead_channels(images):
     model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 8, 3), nn.Flatten(), nn.LazyLinear(5)).eval()
     model(images)
     nn.init.zeros_(model[2].weight[3])
-    quantized, _ = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}})
+    quantized, _ = qdrop.quantize(model, images, {"w_qconfig": {"bit": 2}, "recon": None})
     assert quantized(images).isfinite().all()
 
 
@@ -226,11 +244,11 @@ def test_the_quantized_model_keeps_its_learned_integers_in_its_state_dict(model,
 )
 def test_images_that_cannot_be_calibrated_on(model, images, change, told):
     with pytest.raises(ValueError, match=told):
-        qdrop.quantize(model, change(images), {"w_qconfig": {"bit": 4}})
+        qdrop.quantize(model, change(images), {"w_qconfig": {"bit": 4}, "recon": None})
 
 
 def test_fewer_images_than_asked_for_are_mentioned(model, images, caplog):
-    qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}, "calibrate": 100})
+    qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}, "calibrate": 100, "recon": None})
     assert "32 calibration images, of the 100" in caplog.text
 
 
@@ -254,7 +272,7 @@ def test_a_view_may_follow_a_convolution(images):
 
 
 def test_what_becomes_of_the_model_later_does_not_reach_the_quantized_network(model, images):
-    quantizer = {"a_qconfig": {"bit": 4}, "w_qconfig": {"bit": 4, "quantizer": "FixedFakeQuantize"}}
+    quantizer = {"a_qconfig": {"bit": 4}, "w_qconfig": {"bit": 4, "quantizer": "FixedFakeQuantize"}, "recon": None}
     quantized, _ = qdrop.quantize(model, images, quantizer)
     expected = quantized(images)
     with torch.no_grad():
@@ -284,7 +302,7 @@ class Standardised(nn.Module):
 
 def test_buffers_of_the_model_do_not_reach_the_quantized_network_either(images):
     model = Standardised().eval()
-    quantized, _ = qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}})
+    quantized, _ = qdrop.quantize(model, images, {"w_qconfig": {"bit": 4}, "recon": None})
     expected = quantized(images)
     model.mean.fill_(100.0)
     model.scale.fill_(-1.0)
@@ -307,7 +325,7 @@ class Masked(nn.Module):
 
 def test_values_inside_the_network_that_no_range_covers(images):
     with pytest.raises(CalibrationError, match=r"'.*matmul.*' has values that are not finite"):
-        qdrop.quantize(Masked().eval(), images, {"w_qconfig": {"bit": 4}})
+        qdrop.quantize(Masked().eval(), images, {"w_qconfig": {"bit": 4}, "recon": None})
 
 
 class SequenceFirst(nn.Module):

@@ -112,7 +112,7 @@ def test_outputs_are_the_same_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("bit", range(2, 9))
 def test_every_kind_of_weight_quantizer(quantizer, symmetric, ch_axis, bit, tmp_path):
     weights = WeightQConfig(quantizer=quantizer, symmetric=symmetric, ch_axis=ch_axis, bit=bit, observer=MIN_MAX)
-    config = QuantConfig(w_qconfig=weights, a_qconfig=None, first_w_bit=None, last_w_bit=None)
+    config = QuantConfig(w_qconfig=weights, a_qconfig=None, first_w_bit=None, last_w_bit=None, recon=None)
     model, _ = quantized(network("residual"), config)
     if quantizer.startswith("LSQ"):
         with torch.no_grad():  # as if learned: scales off their start, zero points between integers
@@ -146,7 +146,7 @@ def test_every_kind_of_activation_quantizer(quantizer, symmetric, ch_axis, tmp_p
 
 def test_a_learned_zero_point_halfway_between_two_integers(tmp_path):
     weights = WeightQConfig(quantizer="LSQPlusFakeQuantize", bit=4, observer=MIN_MAX)
-    model, _ = quantized(network("residual"), QuantConfig(w_qconfig=weights))
+    model, _ = quantized(network("residual"), QuantConfig(w_qconfig=weights, recon=None))
     with torch.no_grad():
         for q in quantizers(model, "weight"):
             q.zero_point.copy_(q.zero_point.round().clamp(1, 14) + 0.5)
@@ -172,7 +172,9 @@ def test_learned_rounding_and_scales(tmp_path):
 def test_the_six_networks_within_two_percent_of_their_information(name, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
-    model, _ = qdrop.quantize(qdrop.build_model(name), x, {"w_qconfig": {"bit": 2} | FAST, "a_qconfig": FAST})
+    model, _ = qdrop.quantize(
+        qdrop.build_model(name), x, {"w_qconfig": {"bit": 2} | FAST, "a_qconfig": FAST, "recon": None}
+    )
     loaded = round_trip(model, tmp_path / "q")
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
@@ -195,7 +197,9 @@ def test_the_six_networks_within_two_percent_of_their_information(name, tmp_path
 def test_networks_of_other_libraries_need_no_code_of_theirs(name, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 224, 224) if "vit" in name else torch.randn(2, 3, 64, 64)
-    model, _ = qdrop.quantize(qdrop.build_model(name), x, {"w_qconfig": {"bit": 4} | FAST, "a_qconfig": FAST})
+    model, _ = qdrop.quantize(
+        qdrop.build_model(name), x, {"w_qconfig": {"bit": 4} | FAST, "a_qconfig": FAST, "recon": None}
+    )
     loaded = round_trip(model, tmp_path / "q")
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
@@ -257,7 +261,7 @@ def test_nothing_of_the_model_is_changed_or_switched_by_saving(tmp_path):
     "weights", [{}, {"symmetric": True, "ch_axis": -1, "bit": 3}, {"quantizer": "LSQFakeQuantize", "bit": 5}]
 )
 def test_the_reader_in_the_docs_reads_what_we_read(weights, tmp_path):
-    model, _ = quantized(network("squeeze"), QuantConfig(w_qconfig=WeightQConfig(**weights)))
+    model, _ = quantized(network("squeeze"), QuantConfig(w_qconfig=WeightQConfig(**weights), recon=None))
     save(model, tmp_path / "q")
     found = reader().weights(str(tmp_path / "q"))
     loaded = load(tmp_path / "q")
@@ -428,7 +432,7 @@ def test_the_least_scale_and_the_outermost_zero_points(tmp_path):
     model = network("residual")
     with torch.no_grad():
         model.stem[0].weight[0] = 0
-    model, _ = quantized(model, QuantConfig(w_qconfig=weights))
+    model, _ = quantized(model, QuantConfig(w_qconfig=weights, recon=None))
     first, *others = quantizers(model, "weight")
     with torch.no_grad():
         first.scale[0] = MIN_SCALE

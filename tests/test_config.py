@@ -106,7 +106,7 @@ def test_defaults(write):
     assert (quant.a_qconfig.quantizer, quant.a_qconfig.bit) == ("LSQFakeQuantize", 4)
     assert (quant.w_qconfig.quantizer, quant.w_qconfig.bit) == ("AdaRoundFakeQuantize", 2)
     assert (quant.first_w_bit, quant.last_w_bit, quant.last_a_bit) == (8, 8, 8)
-    assert (quant.calibrate, quant.calibrate_range, quant.recon) == (1024, 256, None)
+    assert (quant.calibrate, quant.calibrate_range, quant.recon) == (1024, 256, ReconConfig())
 
 
 def test_weights_only_and_same_bits_everywhere(write):

@@ -7,7 +7,7 @@ it has to, or if it may be taken and is.
 """
 
 import pytest
-from hostile import files, settings
+from hostile import files, networks, settings
 from hostile.case import problem
 
 KINDS = {
@@ -17,6 +17,10 @@ KINDS = {
     "weights": files.weights,
     "folders of images": files.image_folders,
     "folders of runs": files.run_folders,
+    "packed files: bytes": networks.bytes_of_a_file,
+    "packed files: descriptions": networks.descriptions,
+    "packed files: names": networks.renamed,
+    "packed files: tensors": networks.tensors,
 }
 
 

@@ -75,5 +75,5 @@ def test_quantize_says_it_once(monkeypatch, caplog):
     machine(monkeypatch, 2, 100.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
-    qdrop.quantize(model, torch.randn(4, 3, 8, 8), {"w_qconfig": {"bit": 4}, "calibrate": 4})
+    qdrop.quantize(model, torch.randn(4, 3, 8, 8), {"w_qconfig": {"bit": 4}, "calibrate": 4, "recon": None})
     assert sum(VARIABLE in message for message in caplog.messages) == 1

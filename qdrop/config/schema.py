@@ -200,8 +200,8 @@ class QuantConfig:
     """Bits for patterns of names, as in {"layer4.*": {w_bit: 4, a_bit: 8}}; names are those of plan.json without
     .weight_quantizer and .output_quantizer. A star also matches dots, the name of a module covers all inside, and of
     several patterns that match the last counts."""
-    recon: ReconConfig | None = None
-    """Reconstruction; null: none, weights are rounded to the nearest."""
+    recon: ReconConfig | None = field(default_factory=ReconConfig)
+    """Reconstruction, by default as published; null: none, weights are rounded to the nearest."""
 
     @model_validator(mode="after")
     def _a_batch_can_be_drawn(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from qdrop.errors import first_line
+from qdrop.errors import QdropError, first_line
 
 Key = tuple[str, ...]
 
@@ -32,7 +32,7 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return found
 
 
-class YamlError(ValueError):
+class YamlError(QdropError, ValueError):
     """A text that is no YAML, or more than plain data; `line` is where, from 1, if that is known."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:

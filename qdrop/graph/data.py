@@ -12,17 +12,21 @@ with one key is what JSON has no word for: {"node": name}, {"list": [...]}, {"di
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qdrop.errors import QdropError
+from qdrop.errors import QdropError, first_line
 from qdrop.graph.inputs import describe, zeros
 from qdrop.graph.ops import constant, name_of, operator_named, where
 from qdrop.graph.shapes import infer_shapes
-from qdrop.quantization.names import identifier, module_path
+from qdrop.quantization.names import identifier, module_path, node_name
+
+LARGEST = 1 << 31
+"""What no number in a network reaches, but the end of a slice that takes everything."""
 
 
 class GraphDataError(QdropError, ValueError):
@@ -76,7 +80,7 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> f
     except GraphDataError:
         raise
     except Exception as error:  # whatever torch says of arguments that do not fit each other
-        raise GraphDataError(f"the network cannot be rebuilt: {type(error).__name__}: {error}") from error
+        raise GraphDataError(f"the network cannot be rebuilt: {type(error).__name__}: {first_line(error)}") from error
     return model
 
 
@@ -113,12 +117,12 @@ def _node_to_data(node: fx.Node) -> dict[str, Any]:
 
 def _node_from_data(data: Mapping[str, Any], graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> fx.Node:
     """The node, checked: torch.fx writes Python source from names, targets and keywords."""
-    name, op, target = identifier(data["name"]), data["op"], data["target"]
+    name, op, target = node_name(data["name"]), data["op"], data["target"]
     args = tuple(_decode(value, nodes) for value in data.get("args", ()))
     kwargs = {identifier(key): _decode(value, nodes) for key, value in data.get("kwargs", {}).items()}
     match op:
         case "placeholder":
-            identifier(target)
+            node_name(target)
         case "get_attr":
             module_path(target)
         case "call_function":
@@ -157,6 +161,8 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     match value:
+        case int() if abs(value) >= LARGEST and value != sys.maxsize:
+            raise GraphDataError(f"an argument is {value:.3g}; expected less than {LARGEST}")
         case None | bool() | int() | float() | str():
             return value
         case list():

@@ -4,12 +4,13 @@ Every quantizer of the package goes through :func:`fake_quantize`; nothing here 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qdrop.quantization.blocks import at_once, in_blocks, is_traced
+from qdrop.quantization.blocks import in_blocks, in_slices, is_traced
 from qdrop.quantization.drop import Mask
 from qdrop.quantization.layout import in_memory_order
 
@@ -89,10 +90,10 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, keep: Mask | None
     ) -> Tensor:
-        step, lo, span = _scalar(scale), qmin - _number(zero_point), qmax - qmin
+        lo, span = qmin - _number(zero_point), qmax - qmin
         inner = torch.as_tensor(lo + 1, dtype=scale.dtype)
 
-        def work(x: Tensor, *others: Tensor) -> None:
+        def work(step: Tensor, lo: Any, inner: Tensor, x: Tensor, *others: Tensor) -> None:
             *numbers, out, rounded, slope_scale = others
             steps = torch.div(x, step, out=out)
             kept = None if keep is None else keep.choose(*numbers)
@@ -108,7 +109,7 @@ class _FakeQuantize(torch.autograd.Function):
                 torch.lerp(x, out, kept, out=out)
 
         numbers = () if keep is None else (keep.numbers,)
-        out, rounded, slope_scale = _results(work, scale, 3, x, *numbers)
+        out, rounded, slope_scale = _results(work, (_scalar(scale), lo, inner), 3, x, *numbers)
         ctx.save_for_backward(rounded, slope_scale, scale, zero_point)
         ctx.qmin, ctx.span = qmin, span
         return out
@@ -164,12 +165,10 @@ def fake_quantize(
         differentiable: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, keep)
         return differentiable
 
-    step, zero = _scalar(scale), _scalar(zero_point)
-
-    def work(x: Tensor, out: Tensor) -> None:
+    def work(step: Tensor, zero: Tensor, x: Tensor, out: Tensor) -> None:
         torch.div(x, step, out=out).round_().add_(zero).clamp_(qmin, qmax).sub_(zero).mul_(step)
 
-    return _results(work, scale, 1, x)[0]
+    return _results(work, (_scalar(scale), _scalar(zero_point)), 1, x)[0]
 
 
 def _scalar(value: Tensor) -> Tensor:
@@ -184,7 +183,15 @@ def _number(value: Tensor) -> Any:  # a Tensor or a float: `clamp` takes either,
     return _scalar(value)
 
 
-def _results(function: Callable[..., None], scale: Tensor, count: int, *tensors: Tensor) -> list[Tensor]:
-    """Results of a function that is element-wise, or would be if `scale` did not differ from channel to channel."""
-    compute = in_blocks if scale.numel() == 1 else at_once
-    return compute(function, count, *tensors)
+def _results(function: Callable[..., None], grid: tuple[Any, ...], count: int, *tensors: Tensor) -> list[Tensor]:
+    """Results of a function that takes a grid, `tensors` and the results, and is element-wise in all but the grid.
+
+    Args:
+        function: See :func:`in_slices`.
+        grid: Single values, or tensors that hold one for each channel; the scale first.
+        count: Number of results.
+        tensors: Arguments.
+    """
+    if grid[0].numel() == 1:
+        return in_blocks(partial(function, *grid), count, *tensors)
+    return in_slices(function, grid, count, *tensors)

@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from qdrop.quantization.layout import in_memory_order, memory_format
+from qdrop.quantization.side_by_side import side_by_side
 
 BLOCK = 1 << 17
-"""Elements of a block, for each thread: ten tensors of so many float32 fit into a cache, and calls cost little."""
+"""Most elements of a block: ten tensors of so many float32 fit into a cache, and calls cost little."""
+SMALLEST = 1 << 15
+"""Fewest elements that a thread is woken for, as PyTorch has it."""
 
 
 def in_blocks(function: Callable[..., None], count: int, *tensors: Tensor) -> list[Tensor]:
-    """Results of an element-wise function, computed block by block where that is faster.
+    """Results of an element-wise function, computed block by block, each block on one thread.
 
     Args:
         function: Takes `tensors`, then the `count` tensors to write its results into; an element of a result depends
@@ -28,21 +31,51 @@ def in_blocks(function: Callable[..., None], count: int, *tensors: Tensor) -> li
     Returns:
         The results, in the shape and memory layout of the first argument; float32, or float64 if that is.
     """
-    first, size = tensors[0], BLOCK * torch.get_num_threads()
-    if is_traced() or first.device.type != "cpu" or first.numel() <= size:
-        return at_once(function, count, *tensors)
-    results = _unfilled(first, count)
-    arguments = [in_memory_order(t, first).reshape(-1) for t in (*tensors, *results)]
-    for blocks in zip(*(argument.split(size) for argument in arguments), strict=True):
-        function(*blocks)
+    first, results = tensors[0], _unfilled(tensors[0], count)
+
+    def cut(argument: Tensor, size: int) -> tuple[Tensor, ...]:
+        return in_memory_order(argument, first).reshape(-1).split(size)
+
+    _in_pieces(function, first, (*tensors, *results), cut)
     return results
 
 
-def at_once(function: Callable[..., None], count: int, *tensors: Tensor) -> list[Tensor]:
-    """As :func:`in_blocks`, in one piece: also for a function whose arguments' axes matter to it."""
-    results = _unfilled(tensors[0], count)
-    function(*tensors, *results)
+def in_slices(function: Callable[..., None], values: tuple[Tensor, ...], count: int, *tensors: Tensor) -> list[Tensor]:
+    """As :func:`in_blocks`, for a function that also takes values of each channel; a block holds whole channels.
+
+    Args:
+        function: Takes `values`, then `tensors`, then the results.
+        values: All of one shape, 1 along each axis but that of the channels.
+        count: Number of results.
+        tensors: Arguments, all of one shape.
+    """
+    first, results = tensors[0], _unfilled(tensors[0], count)
+    axis = max(range(first.ndim), key=values[0].shape.__getitem__)
+
+    def cut(argument: Tensor, size: int) -> tuple[Tensor, ...]:
+        return argument.split(max(1, size * first.shape[axis] // first.numel()), axis)
+
+    _in_pieces(function, first, (*values, *tensors, *results), cut)
     return results
+
+
+def _in_pieces(
+    function: Callable[..., None],
+    whole: Tensor,
+    arguments: tuple[Tensor, ...],
+    cut: Callable[[Tensor, int], tuple[Tensor, ...]],
+) -> None:
+    """Call the function for each piece of its arguments, of which `cut` makes pieces of that many elements.
+
+    A compiler finds pieces by itself, and a GPU needs none.
+    """
+    if is_traced() or whole.device.type != "cpu":
+        return function(*arguments)
+    elements = whole.numel()
+    busy = max(1, min(torch.get_num_threads(), elements // SMALLEST))
+    size = min(BLOCK, -(-elements // busy))
+    pieces = [arguments] if elements <= size else zip(*(cut(a, size) for a in arguments), strict=True)
+    return side_by_side(function, pieces)
 
 
 def _unfilled(like: Tensor, count: int) -> list[Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import fx, nn
 
 _PATH = re.compile(r"[\w+/@ -]+(\.[\w+/@ -]+)*", re.ASCII)
+_TAKEN = frozenset(["self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"])
+_CALLED = frozenset(["getattr", "int", "float", "bool", "abs", "min", "max", "round", "sum"])
 _RESERVED = frozenset([*dir(nn.Module()), *dir(fx.GraphModule), "graph", "meta"])
 
 
@@ -22,6 +24,17 @@ def identifier(name: Any) -> str:
     if not isinstance(name, str) or not name.isascii() or not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"{name!r} is not a name")
     return name
+
+
+def node_name(name: Any) -> str:
+    """`name`, if it is an identifier that means nothing else in the source that torch.fx writes.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if identifier(name) in _TAKEN | _CALLED:
+        raise ValueError(f"{name!r} is not a name for a node: the code of a network uses it for something else")
+    return str(name)
 
 
 def module_path(name: Any) -> str:

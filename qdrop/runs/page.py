@@ -8,7 +8,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Recipe:
     """Runs of the same settings, but for bits and seed: a row of a table."""
 
     number: int
-    """Counted through the page."""
+    """Counted in its table."""
     words: tuple[str, ...]
     """The settings, as :func:`settings` gives them."""
     rows: list[Row]
@@ -96,16 +96,16 @@ def page(exp: Path, rows: Iterable[Row]) -> str:
         published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError as error:
         raise TableError(f"{file}: not valid JSON: {first_line(error)}") from error
-    numbers = count(1)
     measured = MEASURED.rstrip().splitlines()
-    commands = ["", "## Commands of the numbered rows", "", "```bash"]
+    commands = ["", "## Commands of the numbered rows"]
     for (kind, model), section in _by(rows, lambda row: (row.config.data.type, row.result.model)):
         figures = published.get(kind, {}).get(model)
         for (data, images), same in _by(section, lambda row: (row.result.data, row.result.validation_images)):
-            recipes = [Recipe(next(numbers), words, alike) for (*_, words), alike in _by(same, _order)]
-            measured += ["", f"### {model}: {data}", "", *_table(recipes, images, figures)]
-            commands += (line for recipe in recipes for line in _command(recipe))
-    return "\n".join([HEADER, *_published(published), *measured, *commands, "```"]) + "\n"
+            recipes = [Recipe(n, words, alike) for n, ((*_, words), alike) in enumerate(_by(same, _order), 1)]
+            title = f"### {model}: {data} ({images:,} images)"
+            measured += ["", title, "", *_table(recipes, figures)]
+            commands += ("", title, "", "```bash", *chain(*map(_command, recipes)), "```")
+    return "\n".join([HEADER, *_published(published), *measured, *commands]) + "\n"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -133,10 +133,11 @@ def _published(published: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield _line(name, f"`{figures['folder']}`", *cells)
 
 
-def _table(recipes: Sequence[Recipe], images: int, published: dict[str, float] | None) -> Iterator[str]:
+def _table(recipes: Sequence[Recipe], published: dict[str, float] | None) -> Iterator[str]:
     """One network on the same images."""
     rows = [row for recipe in recipes for row in recipe.rows]
-    everywhere = [word for word in recipes[0].words if all(word in recipe.words for recipe in recipes)]
+    common = (word for word in recipes[0].words if all(word in recipe.words for recipe in recipes))
+    everywhere = [word for word in common if not word.startswith(COLUMNS)]
     bits = _bits(rows)
 
     def shown(words: Iterable[str], but: tuple[str, ...]) -> str:
@@ -144,7 +145,7 @@ def _table(recipes: Sequence[Recipe], images: int, published: dict[str, float] |
 
     full = sorted({f"{row.result.top1_full:.2f}" for row in rows})
     alike = f" All with {_short(everywhere)}." if everywhere else ""
-    yield f"On {images:,} images; full precision {', '.join(full)}.{alike}"
+    yield f"Full precision: {', '.join(full)}.{alike}"
     yield ""
     yield from _head("", "method", "iterations", "settings", *bits)
     if published:

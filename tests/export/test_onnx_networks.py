@@ -10,7 +10,12 @@ import qdrop
 from qdrop.models import build_model
 
 QUICK = {"observer": "MinMaxObserver", "quantizer": "AdaRoundFakeQuantize"}
-W2A4 = {"w_qconfig": QUICK | {"bit": 2}, "a_qconfig": {"observer": "MinMaxObserver", "bit": 4}, "calibrate": 8}
+W2A4 = {
+    "w_qconfig": QUICK | {"bit": 2},
+    "a_qconfig": {"observer": "MinMaxObserver", "bit": 4},
+    "calibrate": 8,
+    "recon": None,
+}
 IMAGES = golden_images(8, 64)
 
 

@@ -38,6 +38,7 @@ def real(request):
         "w_qconfig": {"bit": bit, "observer": "MinMaxObserver"},
         "a_qconfig": {"bit": bit, "observer": "AvgMinMaxObserver"},
         "calibrate": 32,
+        "recon": None,
     }
     model = build_model(kind, path=str(Path(root) / weights))
     quantized, _ = qdrop.quantize(model, calibration_images(config, 32, seed=0), quantization)

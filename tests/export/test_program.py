@@ -29,7 +29,7 @@ def test_runs_from_the_program_with_any_batch(name, quantizer):
 def test_a_whole_network_survives_saving(tmp_path):
     x = golden_images(4, 32)
     quick = {"observer": "MinMaxObserver"}
-    config = {"w_qconfig": quick | {"bit": 2}, "a_qconfig": quick, "calibrate": 4}
+    config = {"w_qconfig": quick | {"bit": 2}, "a_qconfig": quick, "calibrate": 4, "recon": None}
     model, _ = qdrop.quantize(fill_by_rule(build_model("resnet20")), x, config)
     program = export_program(model, x)
     with warnings.catch_warnings():

@@ -255,9 +255,9 @@ def images(count: int = 8, size: int = 8, seed: int = 0) -> Tensor:
 
 
 def bits(weights: int = 2, activations: int | None = 4, **kwargs) -> QuantConfig:
-    """A config by its bits; None: activations are not quantized."""
+    """A config by its bits; None: activations are not quantized. Nothing is learned unless `recon` says so."""
     a_qconfig = None if activations is None else ActivationQConfig(bit=activations)
-    return QuantConfig(w_qconfig=WeightQConfig(bit=weights), a_qconfig=a_qconfig, **kwargs)
+    return QuantConfig(w_qconfig=WeightQConfig(bit=weights), a_qconfig=a_qconfig, **({"recon": None} | kwargs))
 
 
 def planned(model: nn.Module, config: QuantConfig | None = None, granularity: str = "block", example=None):

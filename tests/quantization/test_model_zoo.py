@@ -80,6 +80,7 @@ WITHOUT_AUXILIARY = {"googlenet", "inception_v3"}
 CONFIG = QuantConfig(
     w_qconfig=WeightQConfig(quantizer="FixedFakeQuantize", observer="MinMaxObserver", bit=4),
     a_qconfig=ActivationQConfig(observer="MinMaxObserver"),
+    recon=None,
 )
 
 # Modules and functions behind which a quantized value is still one: it is moved, pooled, selected or clipped.

@@ -291,6 +291,7 @@ def test_quantizer_names_and_settings_come_from_the_config(graph):
     config = QuantConfig(
         w_qconfig=WeightQConfig("FixedFakeQuantize", "MinMaxObserver", symmetric=True),
         a_qconfig=ActivationQConfig("LSQPlusFakeQuantize", "AvgMSEFastObserver"),
+        recon=None,
     )
     settings = {(str(s.kind), s.quantizer, s.observer, s.symmetric) for s in make_plan(graph, config).quantizers}
     assert settings == {

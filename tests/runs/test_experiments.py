@@ -175,13 +175,14 @@ def test_where_it_ran_does_not_matter(key, value, exp):
 
 
 def test_other_images_have_a_table_of_their_own(exp):
-    runs = (
-        finished(exp, "a"),
-        finished(exp, "b", validation_images=50),
-        finished(exp, "c", data="CIFAR-10, JPEG copies"),
+    text = recorded(
+        exp, finished(exp, "a"), finished(exp, "b", validation_images=50), finished(exp, "c", data="photos")
     )
-    text = recorded(exp, *runs)
-    assert text.count("### resnet20: CIFAR-10\n") == 2 and "### resnet20: CIFAR-10, JPEG copies\n" in text
+    assert [line for line in text.splitlines() if line.startswith("### ")] == 2 * [
+        "### resnet20: CIFAR-10 (50 images)",
+        "### resnet20: CIFAR-10 (100 images)",
+        "### resnet20: photos (100 images)",
+    ]
 
 
 def test_bits_beside_those_of_the_paper_have_a_column(exp):

@@ -49,7 +49,7 @@ def test_each_run_is_as_the_main_job_would_do_it(tmp_path, monkeypatch):
 
         return layer_arithmetic
 
-    monkeypatch.setattr("qdrop.solver.main_imagenet.layer_arithmetic", noting(entered))
+    monkeypatch.setattr("qdrop.pipeline.layer_arithmetic", noting(entered))
     monkeypatch.setattr("qdrop.solver.recon.layer_arithmetic", noting(stepped))
     assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}", "quant.recon.precision=tf32"]) == 0
     runs = 2 * len(SETTINGS)
@@ -63,7 +63,7 @@ def test_again_it_tells_the_same_at_once(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     shown = table_in(capsys.readouterr().out)
     (tmp_path / "comparison.png").unlink()
-    monkeypatch.setattr("qdrop.solver.main_imagenet.reconstruct", None)
+    monkeypatch.setattr("qdrop.pipeline.reconstruct", None)
     assert main(command) == 0
     assert shown == table_in(capsys.readouterr().out) and len(shown) == len(SETTINGS)
     assert (tmp_path / "comparison.png").is_file()
