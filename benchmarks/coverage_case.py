@@ -1,0 +1,218 @@
+"""One network of the coverage benchmark: planned, quantized, compared with a naive reference, saved, exported.
+
+The reference knows nothing of graphs: forward hooks on the module's own convolutions and linear layers round what these
+read, and their weights are rounded in place, both in 8 bits from the smallest to the largest value.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import qdrop
+from qdrop.errors import first_line
+
+IMAGES = 8
+"""To find ranges on; as many others are compared."""
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+W8A8 = {
+    "w_qconfig": {"quantizer": "FixedFakeQuantize", "observer": "MinMaxObserver", "bit": 8},
+    "a_qconfig": {"quantizer": "FixedFakeQuantize", "observer": "MinMaxObserver", "bit": 8},
+    "recon": None,
+    "calibrate": IMAGES,
+}
+
+
+@dataclass
+class Case:
+    """What became of a network; a text where something failed says why."""
+
+    name: str
+    """`timm:NAME` or `torchvision:NAME`."""
+    parameters: int = 0
+    size: int = 0
+    """Height and width of the images."""
+    planned: str = "not tried"
+    """"" if it was."""
+    share: float = 0.0
+    """Of the multiply-accumulates, 0 to 1, that have both operands quantized, as published."""
+    integer: float = 0.0
+    """The same with `placement: integer`."""
+    cosine: float = 0.0
+    """Cosine of the W8A8 outputs with those in full precision."""
+    naive: float = 0.0
+    """The same of the reference."""
+    loaded: str = "not tried"
+    """"" if saved and loaded with the same outputs, bit for bit."""
+    onnx: str = "not tried"
+    """"" if ONNX Runtime computes the same."""
+    onnx_difference: float = 0.0
+    """Largest difference of ONNX Runtime's outputs from PyTorch's, relative to the largest of these."""
+
+
+def examine(name: str, folder: Path) -> Case:
+    """Take a network through everything.
+
+    Args:
+        name: `timm:NAME` or `torchvision:NAME`.
+        folder: Where files are written.
+    """
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    case = Case(name)
+    try:
+        model, case.size = sane(name)
+        case.parameters = sum(p.numel() for p in model.parameters())
+        images, others = torch.randn(2, IMAGES, 3, case.size, case.size).unbind()
+        quantized, report = qdrop.quantize(model, images, W8A8)
+        case.planned, case.share = "", report.plan.quantized_macs
+    except Exception as error:  # whatever a foreign network raises
+        case.planned = reason(error)
+        return case
+    case.integer = integer_share(model, images)
+    full = outputs(model, others)
+    case.cosine = cosine(full, outputs(quantized, others))
+    with naively_quantized(model, images) as reference:
+        case.naive = cosine(full, outputs(reference, others))
+    case.loaded = reload(quantized, others, folder / "network.safetensors")
+    case.onnx, case.onnx_difference = run_onnx(quantized, others[:3], folder / "network.onnx")
+    return case
+
+
+def sane(name: str) -> tuple[nn.Module, int]:
+    """A network with random weights whose batch norms have the statistics of random images; the images' size.
+
+    That is 96 pixels, or what the network takes.
+    """
+    library, _, short = name.partition(":")
+    if library == "timm":
+        import timm
+
+        model = timm.create_model(short)
+        usual = model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
+    else:
+        import torchvision
+
+        model, usual = torchvision.models.get_model(short, weights=None), 224
+    for size in (96, usual):
+        try:
+            settle(model, torch.randn(IMAGES, 3, size, size))
+            return model.eval(), size
+        except Exception:  # the next size, or the network's own words
+            if size == usual:
+                raise
+    raise AssertionError
+
+
+@torch.no_grad()
+def settle(model: nn.Module, images: Tensor) -> None:
+    """Let batch norms take the statistics of images `[N, C, H, W]`."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    model.eval()
+    model(images)
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # the mean over all batches
+        norm.reset_running_stats()
+    model(images)
+    model.eval()
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """The first tensor that a network gives, as rows `[N, ...]`."""
+    found = next(v for v in pytree.tree_leaves(model(images)) if isinstance(v, Tensor))
+    return found.flatten(1)
+
+
+def cosine(full: Tensor, found: Tensor) -> float:
+    """Cosine of the angle between outputs, each less its mean over images, averaged over images."""
+    return float(F.cosine_similarity(full - full.mean(0), found - full.mean(0)).mean())
+
+
+def integer_share(model: nn.Module, images: Tensor) -> float:
+    """Share of the multiply-accumulates with both operands quantized, with `placement: integer`."""
+    plan = qdrop.make_plan(qdrop.capture(model, images), qdrop.QuantConfig(placement="integer"))
+    return plan.quantized_macs
+
+
+def rounded(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """`x` in 255 steps from `lo` to `hi`, zero among them."""
+    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    scale = ((hi - lo) / 255).clamp(min=1e-8)
+    zero = torch.round(-lo / scale)
+    return ((torch.round(x / scale) + zero).clamp(0, 255) - zero) * scale
+
+
+@contextmanager
+def naively_quantized(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+    """The reference: a copy of `model` with 8-bit weights, whose layers read 8-bit values."""
+    model = copy.deepcopy(model)
+    layers = [m for m in model.modules() if isinstance(m, LAYERS)]
+    ranges: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def watch(layer: nn.Module, given: Any) -> None:
+        lo, hi = given[0].min(), given[0].max()
+        before = ranges.get(layer, (lo, hi))
+        ranges[layer] = torch.minimum(lo, before[0]), torch.maximum(hi, before[1])
+
+    def quantize(layer: nn.Module, given: Any) -> Any:
+        return (rounded(given[0], *ranges[layer]), *given[1:])
+
+    hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
+    outputs(model, images)
+    for hook in hooks:
+        hook.remove()
+    first = layers[0]
+    for layer in layers:
+        if layer in ranges and layer is not first:  # the image stays as it is
+            layer.register_forward_pre_hook(quantize)
+        weight = layer.weight.data
+        axis = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+        rows = weight.transpose(0, axis).flatten(1)
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        layer.weight.data = rounded(weight, rows.amin(1).view(shape), rows.amax(1).view(shape))
+    yield model
+
+
+def reload(quantized: nn.Module, images: Tensor, path: Path) -> str:
+    """Save and load a network; why it failed, or ""."""
+    try:
+        qdrop.save(quantized, path)
+        same = torch.equal(outputs(qdrop.load(path), images), outputs(quantized, images))
+    except Exception as error:
+        return reason(error)
+    return "" if same else "other outputs"
+
+
+def run_onnx(quantized: nn.Module, images: Tensor, path: Path) -> tuple[str, float]:
+    """Export a network and run it; why it failed, or "", and the largest relative difference."""
+    try:
+        import onnxruntime
+
+        from qdrop.export import Container, export_onnx
+
+        export_onnx(quantized, images, path, Container.NATIVE)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]).flatten(1)
+        wanted = outputs(quantized, images)
+        difference = float((found - wanted).abs().max() / wanted.abs().max())
+    except Exception as error:
+        return reason(error), 0.0
+    return "", difference
+
+
+def reason(error: Exception) -> str:
+    """An error as a line."""
+    return f"{type(error).__name__}: {first_line(error)}"[:240]
