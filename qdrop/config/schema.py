@@ -194,8 +194,8 @@ class QuantConfig:
     last_a_bit: Bits | None = 8
     """Bits of the last layer's input; null: same as the others."""
     placement: Literal["published", "integer"] = "published"
-    """published: an activation where it is produced; not what goes straight into an add, nor the image. integer: also
-    these, and whatever else products, sums and pooling read, in 8 bits: so that integer kernels can run it all."""
+    """published: what layers and other products read, where it is produced; not the image, nor what only goes into
+    adds, gates and norms. integer: also these, in 8 bits, so that integer kernels can run it all."""
     overrides: dict[str, LayerBits] = field(default_factory=dict)
     """Bits for patterns of names, as in {"layer4.*": {w_bit: 4, a_bit: 8}}; names are those of plan.json without
     .weight_quantizer and .output_quantizer. A star also matches dots, the name of a module covers all inside, and of

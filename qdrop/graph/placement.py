@@ -54,15 +54,12 @@ class Wiring:
         return constants[0] if constants and constants[0].op == "get_attr" else None
 
     def published(self) -> list[Site]:
-        """Values that the paper quantizes: each once, where it is produced.
+        """Values that a product reads, each quantized once, where it is produced.
 
-        Not what only goes into adds or out of the network, nor the image.
+        For convolutional networks that is the published placement. Not the image, and not what only goes into adds,
+        gates and norms: a residual stream has few values that are far larger than all others.
         """
-        return [
-            site
-            for site in self.sites
-            if any(reader.op != "output" and self.roles[reader] is not Role.ADD for reader in site.readers)
-        ]
+        return [site for site in self.sites if any(self.roles[reader] is Role.PRODUCT for reader in site.readers)]
 
     def integer(self) -> list[Site]:
         """Further values to quantize, so that every operand of products, sums and pooling is on a grid."""
