@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
 
 from qdrop import pipeline
+from qdrop.checks import Batch, check_images, check_seed, check_tensors, collect, original, usable_device
 from qdrop.config import ConfigError, QuantConfig, config_from_dict
 from qdrop.errors import first_line
 from qdrop.openmp import advise
@@ -28,7 +28,6 @@ log = logging.getLogger("qdrop")
 
 WIDE = 1000
 """Columns that no table needs."""
-Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,27 +87,27 @@ def quantize(
         file; and a report.
 
     Raises:
-        GraphError: If the network is not in float32, cannot run on the images, or cannot be traced or quantized;
-            names the parameter or module and the reason.
+        GraphError: If the network is not in float32, has weights that are not finite, is TorchScript, cannot run on
+            the images, or cannot be traced or quantized; names the parameter or module and the reason.
         ConfigError: If the config is of another type, or has an unknown key or a value out of range.
         PlanError: If a pattern of `config.overrides` matches no layer.
         CalibrationError: If a value in the network is not finite.
         ReconstructionError: If a loss is not finite; names the unit.
         CacheError: If memory ran out wherever activations were kept.
         OSError: If they are to be kept on disk and there is no room.
+        InputError: If there are fewer images than one batch of the reconstruction, or they are not finite float32
+            tensors `[N, C, H, W]`, or there is no such device or seed. It is a ValueError.
         TypeError: If the model is no module.
-        ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
-            float32 tensors `[N, C, H, W]`, or no such device.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    model = original(model)
+    check_seed(seed)
     if quantizers(model):
         raise GraphError("the model is quantized already; quantize the one it was made from")
     quant = _config(config)
-    images = _collect(calibration, quant.calibrate)
-    _check(images, quant)
+    images = collect(calibration, quant.calibrate)
+    check_images(images, quant)
     parameter = next(model.parameters(), torch.empty(0))
-    target = _usable(parameter.device if device is None else device)
+    target = usable_device(parameter.device if device is None else device)
     if target.type == "cpu":
         advise(torch.get_num_threads())
 
@@ -121,47 +120,32 @@ def quantize(
     return pipeline.freeze(network), Report(plan, units)
 
 
-def _usable(device: torch.device | str) -> torch.device:
-    """A device that something can be put on.
-
-    Raises:
-        ValueError: If there is none of that name here.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # as a name or a GPU is missing
-        raise ValueError(f"device = {str(device)!r}: {first_line(error)}") from error
-
-
 def _capture(model: nn.Module, images: Tensor) -> fx.GraphModule:
     """:func:`qdrop.pipeline.capture`, with the reason where the model cannot even run on images `[N, C, H, W]`."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise GraphError(f"parameter '{name}' has no shape yet; run the model on some images first")
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise GraphError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32, as model.float() makes")
+    check_tensors(model)
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
     try:
-        return pipeline.capture(model, images)
+        graph = pipeline.capture(model, images)
     except GraphError:
         raise
     except Exception as error:  # a foreign network may raise anything
         shape = list(images.shape[1:])
         raise GraphError(f"the model cannot run on images [C, H, W] of shape {shape}: {error}") from error
+    _check_batch(graph, images)
+    return graph
 
 
-def _check(images: Tensor, quant: QuantConfig) -> None:
-    """Refuse calibration images that no good network can come from."""
-    needed, setting = (1, "") if quant.recon is None else (quant.recon.batch_size, " (recon.batch_size)")
-    if len(images) < needed:
-        raise ValueError(f"{len(images)} calibration images; at least {needed}{setting} are needed")
-    if images.dtype != torch.float32:
-        raise ValueError(f"calibration images are {images.dtype}; expected torch.float32, normalised as in training")
-    if not images.isfinite().all():
-        raise ValueError("calibration images hold values that are not finite")
-    if len(images) < quant.calibrate:
-        log.warning("%d calibration images, of the %d that quant.calibrate asks for", len(images), quant.calibrate)
+@torch.no_grad()
+def _check_batch(graph: fx.GraphModule, images: Tensor) -> None:
+    """Refuse a network that only runs on as many images as it was captured with."""
+    device = next((value.device for value in chain(graph.parameters(), graph.buffers())), images.device)
+    try:
+        rows = len(fx.Interpreter(graph).run(images[:1].to(device)))  # which prints nothing
+    except RuntimeError as error:
+        raise GraphError(f"the model runs on {pipeline.EXAMPLE} images and not on 1: {first_line(error)}") from error
+    if rows != 1:
+        raise GraphError(f"the model gives {rows} rows for 1 image; its forward fixes the size of a batch")
 
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
@@ -177,32 +161,3 @@ def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
     if "quant" in config:
         raise ConfigError("config holds a section quant; expected what is in that section: config['quant']")
     return config_from_dict({"quant": config}).quant
-
-
-def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:
-    """The first `count` images `[N, C, H, W]`; they can be learned from, wherever they were made."""
-    if isinstance(calibration, Tensor):
-        images = _images(calibration)[:count]
-        return images.clone() if images.is_inference() else images
-    if not isinstance(calibration, Iterable):
-        raise ValueError(f"calibration is a {type(calibration).__name__}; expected images, or batches of them")
-    batches: list[Tensor] = []
-    for batch in calibration:
-        batches.append(_images(batch))
-        if sum(len(b) for b in batches) >= count:
-            break
-    if len(shapes := {tuple(b.shape[1:]) for b in batches}) > 1:
-        raise ValueError(f"calibration images are of different shapes [C, H, W]: {', '.join(map(str, sorted(shapes)))}")
-    return torch.cat(batches)[:count] if batches else torch.empty(0)
-
-
-def _images(batch: Batch) -> Tensor:
-    """The images of a batch, `[N, C, H, W]`."""
-    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(images, Tensor):
-        raise ValueError(f"a calibration batch is a {type(batch).__name__}; expected images, or (images, labels)")
-    if images.ndim != 4:
-        raise ValueError(
-            f"calibration images are of shape {list(images.shape)}; expected [N, C, H, W], or batches of that shape"
-        )
-    return images.detach()

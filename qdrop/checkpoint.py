@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, fx
 
+from qdrop.checks import usable_device
 from qdrop.container import CheckpointError, read_container, write_container
 from qdrop.packed import Checkpoint, check_grid, reason
 from qdrop.quantization.fake_quant import FakeQuantize
@@ -53,7 +54,12 @@ def describe(
     graph, plan = check_graph(model), model.meta["plan"]
     tensors = _quantized(model, plan) | _not_quantized(model, plan, graph)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return Checkpoint(graph, plan, tensors, config or {}, metrics or {})
+    found = Checkpoint(graph, plan, tensors, config or {}, metrics or {})
+    try:
+        found.check_tensors()  # what would not load is not written
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return found
 
 
 def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
@@ -138,11 +144,12 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> fx.GraphModule
 
     Raises:
         CheckpointError: If the file is truncated, changed, of a newer format or of something else.
+        InputError: If there is no such device.
         OSError: If it cannot be read.
     """
-    checkpoint = read(path)
+    target, checkpoint = usable_device(device), read(path)
     try:
-        return checkpoint.build().to(device)
+        return checkpoint.build().to(target)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -13,7 +13,7 @@ All of it runs inside :func:`arithmetic`.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,8 +41,12 @@ EXAMPLE = 2
 
 @contextmanager
 def arithmetic() -> Iterator[None]:
-    """Inside: layers compute in true float32 and freed memory is kept, as every step expects."""
-    with layer_arithmetic(), keeping_freed_memory():
+    """Inside: layers compute in true float32, also within `torch.autocast`, and freed memory is kept."""
+    with ExitStack() as scopes:
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            scopes.enter_context(torch.autocast(kind, enabled=False))
+        scopes.enter_context(layer_arithmetic())
+        scopes.enter_context(keeping_freed_memory())
         yield
 
 

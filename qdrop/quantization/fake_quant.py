@@ -100,7 +100,7 @@ class LSQFakeQuantize(FakeQuantize):
         return _scale_gradient(self.scale, self._gradient_factor(x)), self.zero_point
 
     def _gradient_factor(self, x: Tensor) -> float:
-        return float(x.numel() / self.spec.channels * self.qmax) ** -0.5
+        return float(max(x.numel(), 1) / self.spec.channels * self.qmax) ** -0.5
 
     def learned(self) -> list[nn.Parameter]:
         """See :meth:`FakeQuantize.learned`."""
