@@ -136,7 +136,7 @@ def reconstruct(
     """
     if quant.recon is None:
         return
-    costs = unit_costs(network, plan, images, device)
+    costs = unit_costs(network, plan, images[: quant.calibrate_batch], device)  # as many as fitted before
     with UnitProgress(costs, quant.recon.iters) as progress:
         for report in recon.reconstruct(network, plan, images, quant.recon, seed, device, progress, scratch, finished):
             progress.finish(report)

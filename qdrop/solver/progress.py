@@ -61,7 +61,9 @@ def telling() -> Iterator[None]:
 
 def track(steps: Iterable[T], what: str) -> Iterator[T]:
     """Each of `steps`, with a bar called `what` while they last."""
-    with _bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+    with _bar(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as bar:
         yield from bar.track(steps, description=what)
 
 
@@ -87,7 +89,7 @@ class UnitProgress:
         total = sum(costs.values())
         self._estimate = Estimate(total)
         self._bar = _bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn(
                 "iteration {task.fields[iteration]:,} of {task.fields[iters]:,}, loss {task.fields[loss]}, left"
