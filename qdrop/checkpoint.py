@@ -54,12 +54,24 @@ def describe(
     graph, plan = check_graph(model), model.meta["plan"]
     tensors = _quantized(model, plan) | _not_quantized(model, plan, graph)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    found = Checkpoint(graph, plan, tensors, config or {}, metrics or {})
+    checkpoint = Checkpoint(graph, plan, tensors, config or {}, metrics or {})
+    _check_loads(checkpoint, model)
+    return checkpoint
+
+
+def _check_loads(checkpoint: Checkpoint, model: fx.GraphModule) -> None:
+    """Refuse values that :func:`load` would refuse, and types that part of the network was turned into."""
     try:
-        found.check_tensors()  # what would not load is not written
+        checkpoint.check_tensors()
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    return found
+    unquantized = checkpoint.unquantized()
+    for name, value in model.named_parameters():
+        if name in unquantized and value.is_floating_point() and value.dtype != torch.float32:
+            raise CheckpointError(
+                f"the network cannot be saved: '{name}' is {value.dtype}; expected torch.float32, in which the network"
+                " was quantized"
+            )
 
 
 def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from qdrop.quantization.quantized_module import QUANTIZED, float_type
 from qdrop.quantization.shapes import record_shapes
 from qdrop.quantization.simplify import simplify
 from qdrop.quantization.state import evaluating
+from qdrop.quantization.traced_graph import TracedGraph
 
 TOLERANCE = 1e-3
 """Largest difference of the folded graph's output from the model's, relative to its largest value."""
@@ -60,6 +61,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     Raises:
         GraphError: If the model cannot be traced, a BN not folded, or the graph computes something else.
     """
+    _check_weights(model)
     with evaluating(model):
         traced = _traced(model)
         with torch.inference_mode():
@@ -71,12 +73,25 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     return traced
 
 
+def _check_weights(model: nn.Module) -> None:
+    """Refuse weights that are no floating-point numbers: a layer that holds them would be taken for one without any."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        packed = not isinstance(value, Tensor) and not name.endswith("_extra_state")
+        integers = isinstance(value, nn.Parameter) and value.ndim > 1 and not value.is_floating_point()
+        if packed or integers or (isinstance(value, Tensor) and value.is_quantized):
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise GraphError(
+                f"'{name}' is {kind}: the model is quantized already, by torch.ao.quantization or another library;"
+                " quantize the one it was made from, with weights in torch.float32"
+            )
+
+
 def _traced(model: nn.Module) -> fx.GraphModule:
     """The graph as `torch.fx` finds it; tensors made in `forward`, which it leaves in the model, are only in there."""
     before = set(vars(model))
     try:
         graph = _Tracer().trace(model)
-        return fx.GraphModule(model, graph, class_name=type(model).__name__)
+        return TracedGraph(model, graph, class_name=type(model).__name__)
     except GraphError:
         raise
     except Exception as error:

@@ -33,6 +33,7 @@ from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.names import identifier, module_path, node_name
 from qdrop.quantization.ops import module_of
 from qdrop.quantization.shapes import TensorMeta, record_shapes
+from qdrop.quantization.traced_graph import TracedGraph
 
 LARGEST = 1 << 31
 """What no number in a network reaches, but the end of a slice that takes everything; nor the size of a tensor in it."""
@@ -120,7 +121,7 @@ def _build(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphMo
     for node in data["nodes"]:
         nodes[node["name"]] = _node_from_data(node, graph, nodes)
     graph.lint()
-    return fx.GraphModule(parts, graph).eval()
+    return TracedGraph(parts, graph).eval()
 
 
 def _node_to_data(node: fx.Node) -> dict[str, Any]:
