@@ -44,7 +44,7 @@ def networks(name: str, size: int, batch: int) -> dict[str, Work]:
     """A forward of a network with random weights, in float and rounded to 4 bits."""
     torch.manual_seed(0)
     float_network, images = qdrop.build_model(name, {}, None).eval(), torch.randn(batch, 3, size, size)
-    bits = {"w_qconfig": {"bit": 4}, "a_qconfig": {"bit": 4}, "calibrate": batch}
+    bits = {"w_qconfig": {"bit": 4}, "a_qconfig": {"bit": 4}, "calibrate": batch, "recon": None}
     quantized, _ = qdrop.quantize(float_network, images, bits)
 
     def forward(network: torch.nn.Module) -> Work:
