@@ -36,11 +36,13 @@ def console() -> Console:
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log records to the console, above a bar if there is one; long lines are not cut."""
+    """Writes log records to the console, above a bar if there is one; in a pipe a record is one line, however long."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See :meth:`logging.Handler.emit`."""
-        console().print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        screen = console()
+        whole = not screen.is_terminal
+        screen.print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=whole)
 
 
 @contextmanager
