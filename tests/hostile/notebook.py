@@ -10,6 +10,8 @@ import qdrop
 from hostile.case import Case
 from hostile.networks import CONFIG, SIZE, Network
 
+LEARNING = 16 << 30
+"""Bytes for what must work: torch maps more than it uses."""
 ERRORS = (qdrop.QdropError, OSError, TypeError)
 
 
@@ -80,7 +82,7 @@ def networks(folder: Path) -> Iterator[Case]:
         yield Case(name, call, named.get(name, ""), errors=ERRORS)
     for name, wrap in {"compiled": torch.compile, "DataParallel": nn.DataParallel}.items():
         call = lambda wrap=wrap: qdrop.quantize(wrap(Network()), _images(), CONFIG)  # noqa: E731
-        yield Case(f"a {name} network", call, must_refuse=False, errors=ERRORS)
+        yield Case(f"a {name} network", call, must_refuse=False, errors=ERRORS, memory=LEARNING)
 
 
 def arguments(folder: Path) -> Iterator[Case]:
@@ -150,9 +152,9 @@ def surroundings(folder: Path) -> Iterator[Case]:
         for name, config in {"round to nearest": CONFIG, "reconstruction": recon}.items():
             scope = lambda dtype=dtype: torch.autocast("cpu", dtype)  # noqa: E731
             call = lambda scope=scope, config=config: same(scope, config)  # noqa: E731
-            yield Case(f"{name} within autocast to {dtype}", call, must_refuse=False)
+            yield Case(f"{name} within autocast to {dtype}", call, must_refuse=False, memory=LEARNING)
     for name, scope in {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.items():
-        yield Case(f"within {name}", lambda scope=scope: same(scope, recon), must_refuse=False)
+        yield Case(f"within {name}", lambda scope=scope: same(scope, recon), must_refuse=False, memory=LEARNING)
 
     def no_images() -> None:
         with torch.enable_grad():
@@ -164,5 +166,5 @@ def surroundings(folder: Path) -> Iterator[Case]:
         network.requires_grad_(True)
         network(images[:0]).sum().backward()
 
-    yield Case("no images into a quantized network", no_images, must_refuse=False)
-    yield Case("no images into one that learns", no_images_to_learn_from, must_refuse=False)
+    yield Case("no images into a quantized network", no_images, must_refuse=False, memory=LEARNING)
+    yield Case("no images into one that learns", no_images_to_learn_from, must_refuse=False, memory=LEARNING)
