@@ -28,6 +28,7 @@ Words used here:
 - *int8*: an exported file in 8-bit types; *int8+add*: the same of a network quantized with `quant.branch_bit=8`;
   *native*: with true 2- and 4-bit types.
 - *anonymous*: memory that holds no pages of files, which the system could take back.
+- *asleep*, *spinning*: how threads wait for each other; *busy*: as many other processes as threads take time.
 - *agreement*: share of images for which the quantized network predicts what full precision does. Schedules are named by
   their learning rate of the rounding (3e-2 is that of the preset `fast`, 1e-3 that of `published`) or by what they
   change: *scales* is `quant.recon.scale_lr`, *rounding weight* `quant.recon.weight`, *exponent* `quant.recon.b_range`.

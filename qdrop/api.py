@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
+from torch import fx, nn
 
 from qdrop import pipeline
+from qdrop.checks import check_inputs, check_seed, check_tensors, collect, original, usable_device
 from qdrop.config import ConfigError, QuantConfig, config_from_dict
-from qdrop.errors import first_line
-from qdrop.graph.inputs import Arguments, arguments, tensors
+from qdrop.graph.inputs import Arguments, Example, tensors
 from qdrop.graph.ops import GraphError
 from qdrop.graph.plan import Plan
 from qdrop.openmp import advise
@@ -29,7 +28,6 @@ log = logging.getLogger("qdrop")
 
 WIDE = 1000
 """Columns that no table needs."""
-Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Report:
 @torch.enable_grad()
 def quantize(
     model: nn.Module,
-    calibration: Tensor | Iterable[Batch],
+    calibration: Example | Iterable[Example],
     config: QuantConfig | dict[str, Any] | None = None,
     *,
     seed: int = 1005,
@@ -72,10 +70,11 @@ def quantize(
         quantized, report = qdrop.quantize(model, loader, {"w_qconfig": {"bit": 2}, "recon": {"iters": 2000}})
 
     Args:
-        model: Any network that takes one image tensor, gives one tensor and can be traced by `torch.fx`. It is
+        model: Any network that `torch.export` can follow, of one input or several, with any nest of outputs. It is
             left as it was.
-        calibration: Images `[N, C, H, W]`, or batches of them; of a batch `(images, labels)` the first is
-            taken. The first `config.calibrate` images are used. They need no labels.
+        calibration: Images `[N, C, H, W]` or other tensors `[N, ...]`, or batches of them; of a batch, as many
+            members are taken as `forward` has parameters without a default, so that of `(images, labels)` it is the
+            images, and of a dict those named as parameters. The first `config.calibrate` rows are used.
         config: A `QuantConfig`, or the `quant` section of a config file as a dict. What it leaves out is as
             published: QDrop at W2A4 with 20,000 iterations for each unit, so None and `{}` mean the same, and
             `{"recon": {"preset": "fast"}}` takes 1,000. `{"recon": None}` learns nothing: round-to-nearest, in
@@ -89,32 +88,31 @@ def quantize(
         file; and a report.
 
     Raises:
-        GraphError: If the network is not in float32, cannot run on the images, or cannot be traced or quantized;
-            names the parameter or module and the reason.
+        GraphError: If the network is not in float32, has weights that are not finite, is TorchScript, cannot run on
+            the images, or cannot be captured; names the parameter or module and the reason.
         ConfigError: If the config is of another type, or has an unknown key or a value out of range.
         PlanError: If a pattern of `config.overrides` matches no layer.
         CalibrationError: If a value in the network is not finite.
         ReconstructionError: If a loss is not finite; names the unit.
         CacheError: If memory ran out wherever activations were kept.
         OSError: If they are to be kept on disk and there is no room.
+        InputError: If there are fewer images than one batch of the reconstruction, or they are not finite float32
+            tensors `[N, C, H, W]`, or there is no such device or seed. It is a ValueError.
         TypeError: If the model is no module.
-        ValueError: If there are fewer images than one batch of the reconstruction, or they are not finite
-            float32 tensors `[N, C, H, W]`, or no such device.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    model = original(model)
+    check_seed(seed)
     if quantizers(model):
         raise GraphError("the model is quantized already; quantize the one it was made from")
     quant = _config(config)
-    images = _collect(calibration, quant.calibrate)
-    _check(images, quant)
+    inputs = collect(model, calibration, quant.calibrate)
+    check_inputs(inputs, quant)
     parameter = next(model.parameters(), torch.empty(0))
-    target = _usable(parameter.device if device is None else device)
+    target = usable_device(parameter.device if device is None else device)
     if target.type == "cpu":
         advise(torch.get_num_threads())
 
     with telling(), pipeline.arithmetic():
-        inputs = arguments(model, images)
         graph = _capture(model, inputs)
         plan = pipeline.make_plan(graph, quant)
         network = pipeline.insert(graph, plan, target)
@@ -123,25 +121,9 @@ def quantize(
     return pipeline.freeze(network), Report(plan, units)
 
 
-def _usable(device: torch.device | str) -> torch.device:
-    """A device that something can be put on.
-
-    Raises:
-        ValueError: If there is none of that name here.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # as a name or a GPU is missing
-        raise ValueError(f"device = {str(device)!r}: {first_line(error)}") from error
-
-
 def _capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
     """:func:`qdrop.pipeline.capture`, with the reason where the model cannot even run on images `[N, C, H, W]`."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise GraphError(f"parameter '{name}' has no shape yet; run the model on some images first")
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise GraphError(f"parameter '{name}' is {parameter.dtype}; expected torch.float32, as model.float() makes")
+    check_tensors(model)
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
     try:
@@ -151,19 +133,6 @@ def _capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
     except Exception as error:  # a foreign network may raise anything
         shapes = ", ".join(str(list(value.shape[1:])) for value in tensors(inputs))
         raise GraphError(f"the model cannot run on images of shape {shapes}: {error}") from error
-
-
-def _check(images: Tensor, quant: QuantConfig) -> None:
-    """Refuse calibration images that no good network can come from."""
-    needed, setting = (1, "") if quant.recon is None else (quant.recon.batch_size, " (recon.batch_size)")
-    if len(images) < needed:
-        raise ValueError(f"{len(images)} calibration images; at least {needed}{setting} are needed")
-    if images.dtype != torch.float32:
-        raise ValueError(f"calibration images are {images.dtype}; expected torch.float32, normalised as in training")
-    if not images.isfinite().all():
-        raise ValueError("calibration images hold values that are not finite")
-    if len(images) < quant.calibrate:
-        log.warning("%d calibration images, of the %d that quant.calibrate asks for", len(images), quant.calibrate)
 
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
@@ -179,32 +148,3 @@ def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
     if "quant" in config:
         raise ConfigError("config holds a section quant; expected what is in that section: config['quant']")
     return config_from_dict({"quant": config}).quant
-
-
-def _collect(calibration: Tensor | Iterable[Batch], count: int) -> Tensor:
-    """The first `count` images `[N, C, H, W]`; they can be learned from, wherever they were made."""
-    if isinstance(calibration, Tensor):
-        images = _images(calibration)[:count]
-        return images.clone() if images.is_inference() else images
-    if not isinstance(calibration, Iterable):
-        raise ValueError(f"calibration is a {type(calibration).__name__}; expected images, or batches of them")
-    batches: list[Tensor] = []
-    for batch in calibration:
-        batches.append(_images(batch))
-        if sum(len(b) for b in batches) >= count:
-            break
-    if len(shapes := {tuple(b.shape[1:]) for b in batches}) > 1:
-        raise ValueError(f"calibration images are of different shapes [C, H, W]: {', '.join(map(str, sorted(shapes)))}")
-    return torch.cat(batches)[:count] if batches else torch.empty(0)
-
-
-def _images(batch: Batch) -> Tensor:
-    """The images of a batch, `[N, C, H, W]`."""
-    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(images, Tensor):
-        raise ValueError(f"a calibration batch is a {type(batch).__name__}; expected images, or (images, labels)")
-    if images.ndim != 4:
-        raise ValueError(
-            f"calibration images are of shape {list(images.shape)}; expected [N, C, H, W], or batches of that shape"
-        )
-    return images.detach()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, fx
 
+from qdrop.checks import usable_device
 from qdrop.container import CheckpointError, read_container, write_container
 from qdrop.graph.data import GraphDataError, constants_of, graph_to_data
 from qdrop.graph.insert import QuantizedWeight, quantized_weights
@@ -52,7 +53,24 @@ def describe(
     graph, plan = check_graph(model), model.meta["plan"]
     tensors = _quantized(model, plan) | _not_quantized(model, plan)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return Checkpoint(graph, plan, tensors, config or {}, metrics or {})
+    checkpoint = Checkpoint(graph, plan, tensors, config or {}, metrics or {})
+    _check_loads(checkpoint, model)
+    return checkpoint
+
+
+def _check_loads(checkpoint: Checkpoint, model: fx.GraphModule) -> None:
+    """Refuse values that :func:`load` would refuse, and types that part of the network was turned into."""
+    try:
+        checkpoint.check_tensors()
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    unquantized = checkpoint.unquantized()
+    for name, value in model.named_parameters():
+        if name in unquantized and value.is_floating_point() and value.dtype != torch.float32:
+            raise CheckpointError(
+                f"the network cannot be saved: '{name}' is {value.dtype}; expected torch.float32, in which the network"
+                " was quantized"
+            )
 
 
 def _quantized(model: fx.GraphModule, plan: Plan) -> dict[str, Tensor]:
@@ -126,11 +144,12 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> fx.GraphModule
 
     Raises:
         CheckpointError: If the file is truncated, changed, of a newer format or of something else.
+        InputError: If there is no such device.
         OSError: If it cannot be read.
     """
-    checkpoint = read(path)
+    target, checkpoint = usable_device(device), read(path)
     try:
-        return checkpoint.build().to(device)
+        return checkpoint.build().to(target)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,6 +11,8 @@ from typing import NoReturn
 import qdrop
 from qdrop.openmp import wait_asleep
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 COMMANDS = {
     "quantize": ("qdrop.solver.main_imagenet", "quantize a trained network: config file in, run folder out"),
     "compare": (
@@ -60,8 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         made.error(_unknown(command))
     wait_asleep()  # before torch comes with the command
-    module = importlib.import_module(COMMANDS[command][0])
-    status: int = module.main(argv[1:], prog=f"qdrop {command}")
+    try:
+        module = importlib.import_module(COMMANDS[command][0])
+        status: int = module.main(argv[1:], prog=f"qdrop {command}")
+    except KeyboardInterrupt:  # while torch was being imported
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the end of the interpreter
     return status
 
 

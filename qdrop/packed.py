@@ -89,7 +89,7 @@ class Checkpoint:
         """
         try:
             weights = {spec.tensor: self.weight(spec) for spec in self._weights()}
-            self._check_tensors()
+            self.check_tensors()
             model = quantize_graph(graph_from_data(self.graph, self.unquantized() | weights), self.plan)
             for quantizer in quantizers(model):
                 _set_grid(quantizer, *self.grid(quantizer.spec))
@@ -101,7 +101,7 @@ class Checkpoint:
         model.meta["config"], model.meta["metrics"] = dict(self.config), dict(self.metrics)
         return model.requires_grad_(False)
 
-    def _check_tensors(self) -> None:
+    def check_tensors(self) -> None:
         """Refuse what no network computes with, before anything is built from it.
 
         Raises:

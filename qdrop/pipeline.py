@@ -14,7 +14,7 @@ All of it runs inside :func:`arithmetic`.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,8 +41,12 @@ log = logging.getLogger("qdrop")
 
 @contextmanager
 def arithmetic() -> Iterator[None]:
-    """Inside: layers compute in true float32 and freed memory is kept, as every step expects."""
-    with layer_arithmetic(), keeping_freed_memory():
+    """Inside: layers compute in true float32, also within `torch.autocast`, and freed memory is kept."""
+    with ExitStack() as scopes:
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            scopes.enter_context(torch.autocast(kind, enabled=False))
+        scopes.enter_context(layer_arithmetic())
+        scopes.enter_context(keeping_freed_memory())
         yield
 
 
@@ -132,7 +136,8 @@ def reconstruct(
     """
     if quant.recon is None:
         return
-    costs = unit_costs(network, plan, inputs, device)
+    few = between(inputs, 0, quant.calibrate_batch)  # as many as fitted before
+    costs = unit_costs(network, plan, few, device)
     with UnitProgress(costs, quant.recon.iters) as progress:
         given = by_node(network.graph, inputs)
         for report in recon.reconstruct(network, plan, given, quant.recon, seed, device, progress, scratch, finished):

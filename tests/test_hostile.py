@@ -7,7 +7,7 @@ it has to, or if it may be taken and is.
 """
 
 import pytest
-from hostile import files, networks, settings
+from hostile import files, networks, notebook, settings
 from hostile.case import problem
 
 KINDS = {
@@ -21,6 +21,9 @@ KINDS = {
     "packed files: descriptions": networks.descriptions,
     "packed files: names": networks.renamed,
     "packed files: tensors": networks.tensors,
+    "networks from Python": notebook.networks,
+    "images and arguments from Python": notebook.arguments,
+    "where a notebook calls from": notebook.surroundings,
 }
 
 

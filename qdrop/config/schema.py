@@ -32,7 +32,7 @@ Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 Text = Annotated[str, AfterValidator(_without_nul)]
 # A text among the annotations is what help and errors say of the type.
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), "auto | cpu | cuda | cuda:N"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$"), "auto | cpu | cuda | cuda:N"]
 
 ActivationQuantizer = Literal["FixedFakeQuantize", "LSQFakeQuantize", "LSQPlusFakeQuantize"]
 Quantizer = Literal[ActivationQuantizer, "AdaRoundFakeQuantize"]

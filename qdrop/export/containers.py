@@ -21,6 +21,10 @@ bits in which processors without VNNI add them (2 * 64 * 255 < 2^15)."""
 SIGNED_END = 127
 """Largest integer of a signed weight, either way."""
 
+MAX_BIAS = 2**30
+"""Largest bias in multiples of the product of the scales of input and weight: the other half of 32 bits is left to the
+sum of the products."""
+
 _UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 _SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 
@@ -80,24 +84,57 @@ class StoredWeight:
     """float32, `[C]`, or `[1]` for one scale."""
     zero_point: Tensor
     """int32, like `scale`."""
+    ch_axis: int
+    """Axis with a scale of its own per index; -1: one scale for all."""
 
 
 @torch.no_grad()
-def stored_weight(layer: QuantizedModule, container: Container) -> StoredWeight:
+def stored_weight(layer: QuantizedModule, container: Container, input_scale: float | None = None) -> StoredWeight:
     """The weight of a layer in its container.
 
     In 8 bits the integers are stored less their zero point, wherever the difference fits: integer kernels
     want signed weights without zero points. They are spread, and the scale divided, by a power of two, which
     changes no weight: ONNX Runtime rounds a bias to multiples of the product of the scales of input and weight,
-    which is coarse beside 2-bit weights.
+    which is coarse beside 2-bit weights. Where the bias would leave 32 bits so, the scale is a coarser one.
+
+    Args:
+        layer: A layer whose weight is on its grid.
+        container: Which integer types to use.
+        input_scale: Scale of the quantizer that the layer reads from; None: it computes in floating point.
     """
     quantizer = layer.weight_quantizer
-    integers = layer.integers().int() + quantizer.qmin
+    integers, axis = layer.integers().int() + quantizer.qmin, quantizer.spec.ch_axis
     scale, zero_point = quantizer.scale.detach(), torch.round(quantizer.zero_point.detach()).int()
-    if container is Container.INT8:
-        centred = integers - along_channels(zero_point, integers, quantizer.spec.ch_axis)
-        largest = int(centred.abs().max())
-        if largest <= SIGNED_END:
-            spread = 2 ** (max(MAX_SPREAD // max(largest, 1), 1).bit_length() - 1)
-            return StoredWeight(Storage(8, True), centred * spread, scale / spread, torch.zeros_like(zero_point))
-    return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point)
+    if container is not Container.INT8:
+        return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point, axis)
+    centred = integers - along_channels(zero_point, integers, axis)
+    largest = int(centred.abs().max())
+    fits = largest <= SIGNED_END
+    spread = 2 ** (max(MAX_SPREAD // max(largest, 1), 1).bit_length() - 1) if fits else 1
+    centred, scale = centred * spread, scale / spread
+    if input_scale is not None and isinstance(layer.bias, Tensor):
+        finest = layer.bias.detach().abs().double() / (input_scale * MAX_BIAS)
+        given = scale.expand_as(finest)
+        centred, chosen = _no_finer(centred, given, finest)
+        if not torch.equal(chosen, given):  # also of a weight with one scale: a huge bias is not the other channels'
+            axis, scale, zero_point = 0, chosen, zero_point.expand_as(finest)
+    if fits:
+        return StoredWeight(Storage(8, True), centred, scale, torch.zeros_like(zero_point), axis)
+    integers = centred + along_channels(zero_point, centred, axis)
+    return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point, axis)
+
+
+def _no_finer(centred: Tensor, scale: Tensor, finest: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight in steps no smaller than `finest`: a coarser grid loses nothing beside a bias so much larger.
+
+    Where all integers of a channel are 0, as in a dead one, its scale means nothing and becomes `finest` itself.
+
+    Args:
+        centred: Integers less their zero point `[O, ...]`, int32.
+        scale: Their scales `[O]`.
+        finest: The finest step of each output channel `[O]`, float64; 0: any.
+    """
+    coarser = 2.0 ** torch.log2(finest / scale).ceil().clamp(min=0)
+    centred = torch.round(centred / along_channels(coarser, centred, 0)).int()
+    free = (centred == 0).flatten(1).all(1) & (finest > 0)
+    return centred, torch.where(free, finest, scale * coarser).to(scale.dtype)

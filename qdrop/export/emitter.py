@@ -14,6 +14,12 @@ from qdrop.export.facts import Shape
 from qdrop.export.options import Container
 from qdrop.quantization.ops import where
 
+MOVING = {
+    "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+}  # fmt: skip
+"""Operators that give back values of their first input."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -37,6 +43,21 @@ class OnnxGraph:
         uses = self._uses[name]
         self._uses[name] += 1
         return f"{name}#{uses}" if uses else name
+
+    def scale_of(self, value: Value) -> float | None:
+        """The scale of the integers that whoever reads `value` may compute with; None if there are none.
+
+        ONNX Runtime moves a DequantizeLinear behind operators that only move values, and computes in integers what
+        then follows it.
+        """
+        producers = {output: node for node in self.nodes for output in node.output}
+        node = producers.get(value.name)
+        while node is not None and node.op_type in MOVING:
+            node = producers.get(node.input[0])
+        if node is None or node.op_type != "DequantizeLinear":
+            return None
+        scale = numpy_helper.to_array(self.initializers[node.input[1]])
+        return float(scale) if scale.ndim == 0 else None  # several: no kernel computes with such integers
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,10 @@ class Emitter:
         if sum(size is None for size in sizes) > 1:
             raise self.error(f"gives a shape {sizes} with two sizes that depend on the batch")
         return self.add("Reshape", value, self.constant([-1 if n is None else n for n in sizes], np.int64))
+
+    def unfused(self, value: Value | str) -> str:
+        """`value`, so written that ONNX Runtime computes in floating point with it: it fuses nothing across a Min."""
+        return self.add("Min", value, self.constant(np.finfo(np.float32).max))
 
     def error(self, reason: str) -> ExportError:
         """An error that names the node."""

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from qdrop.export.containers import Storage, activation_storage, stored_weight
 from qdrop.export.emitter import Emitter, Value
 from qdrop.export.options import Container
+from qdrop.quantization.affine import MIN_SCALE
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.ops import module_of, operation
 from qdrop.quantization.quantized_module import QuantizedModule
@@ -36,7 +37,9 @@ def quantize(e: Emitter, quantizer: FakeQuantize, x: Value, bounds: Bounds) -> s
     grid = e.constant(scale.reshape(shape)), _integers(e, storage, zero_point.reshape(shape))
     integers = e.add("QuantizeLinear", x, *grid, **axis)
     if e.graph.container is Container.INT8:
-        return e.add("DequantizeLinear", _clip_integers(e, storage, integers, low, high), *grid, **axis)
+        values = e.add("DequantizeLinear", _clip_integers(e, storage, integers, low, high), *grid, **axis)
+        # Of a tensor of zeros: multiples of this scale mean nothing, and a bias would be rounded to them.
+        return e.unfused(values) if (scale <= MIN_SCALE).any() else values
     broadcast = (-1, *[1] * (len(x.shape) - spec.ch_axis - 1)) if axis else ()
     lowest, highest = (((end - zero_point) * scale).reshape(broadcast) for end in (low, high))
     values = e.add("DequantizeLinear", integers, *grid, **axis)
@@ -89,15 +92,14 @@ def clip_bounds(node: fx.Node) -> Bounds | None:
     return None
 
 
-def weight_of(e: Emitter, layer: nn.Module) -> str:
-    """The weight of a layer: float32, or integers and their DequantizeLinear."""
+def weight_of(e: Emitter, layer: nn.Module, x: Value) -> str:
+    """The weight of a layer that reads `x`: float32, or integers and their DequantizeLinear."""
     weight = layer.get_parameter("weight").detach()
     name = f"{e.node.target}.weight"
     if not isinstance(layer, QuantizedModule) or not layer.weight_quantizer.active:
         return e.initializer(numpy_helper.from_array(np.asarray(weight.cpu()), name))
-    stored = stored_weight(layer, e.graph.container)
-    axis = layer.weight_quantizer.spec.ch_axis
-    settings = {} if axis == -1 else {"axis": axis}
+    stored = stored_weight(layer, e.graph.container, e.graph.scale_of(x))
+    settings = {} if stored.ch_axis == -1 else {"axis": stored.ch_axis}
     shape = (-1,) if settings else ()
     return e.add(
         "DequantizeLinear",
@@ -118,7 +120,7 @@ def convolution(e: Emitter, layer: nn.Conv1d | nn.Conv2d, x: Value) -> str:
     return e.add(
         "Conv",
         x,
-        weight_of(e, layer),
+        weight_of(e, layer, x),
         *bias,
         kernel_shape=list(layer.kernel_size),
         strides=list(layer.stride),
@@ -136,5 +138,5 @@ def linear(e: Emitter, layer: nn.Linear, x: Value) -> str:
     """
     bias = [] if layer.bias is None else [e.constant(layer.bias)]
     rows = x if len(x.shape) == 2 else e.reshaped(x, (None, layer.in_features))
-    product = e.add("Gemm", rows, weight_of(e, layer), *bias, transB=1)
+    product = e.add("Gemm", rows, weight_of(e, layer, x), *bias, transB=1)
     return product if len(x.shape) == 2 else e.reshaped(product)

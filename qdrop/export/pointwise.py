@@ -9,6 +9,9 @@ from qdrop.export.emitter import Emitter, Value
 
 Handler = Callable[..., Any]
 
+FAR = 2**12
+"""Times one scale from which on a sum in float32, times an 8-bit zero point, no longer holds steps of the other."""
+
 
 def _relu6(e: Emitter, input: Value) -> str:
     return _clamp(e, input, 0.0, 6.0)
@@ -70,8 +73,13 @@ def _softplus(e: Emitter, input: Value, beta: float = 1.0, threshold: float = 20
 
 
 def _add(e: Emitter, input: Any, other: Any, alpha: float = 1) -> str:
+    """In integers ONNX Runtime (1.32) adds what two zero points stand for, in float32, however far apart they are."""
+    first = e.operand(input)
     scaled = e.operand(other) if alpha == 1 else e.add("Mul", e.operand(other), e.operand(alpha))
-    return e.add("Add", e.operand(input), scaled)
+    scales = [e.graph.scale_of(value) for value in (input, other) if isinstance(value, Value)]
+    steps = [scale for scale in scales if scale is not None]
+    far = len(steps) == 2 and max(steps) > FAR * min(steps)
+    return e.add("Add", e.unfused(first) if far else first, scaled)
 
 
 def _sub(e: Emitter, input: Any, other: Any, alpha: float = 1) -> str:

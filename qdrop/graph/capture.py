@@ -14,6 +14,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from qdrop.errors import first_line
+from qdrop.graph.captured import CapturedGraph
 from qdrop.graph.inputs import Arguments, Example, arguments, rows
 from qdrop.graph.ops import GraphError, inputs, operation
 from qdrop.graph.passes import simplify
@@ -43,6 +44,7 @@ def capture(model: nn.Module, example: Example) -> fx.GraphModule:
     Raises:
         GraphError: If the model cannot be captured, or the graph computes something else.
     """
+    _check_weights(model)
     given = arguments(model, example)
     two, three = rows(given, [0, 1]), rows(given, [0, 1, 0])
     with evaluating(model), torch.no_grad(), _plain_attention():
@@ -57,6 +59,19 @@ def capture(model: nn.Module, example: Example) -> fx.GraphModule:
     for ours, theirs in zip(results, expected, strict=True):
         _check_same(ours, theirs)
     return graph
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Refuse weights that are no floating-point numbers: a layer that holds them would be taken for one without any."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        packed = not isinstance(value, Tensor) and not name.endswith("_extra_state")
+        integers = isinstance(value, nn.Parameter) and value.ndim > 1 and not value.is_floating_point()
+        if packed or integers or (isinstance(value, Tensor) and value.is_quantized):
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise GraphError(
+                f"'{name}' is {kind}: the model is quantized already, by torch.ao.quantization or another library;"
+                " quantize the one it was made from, with weights in torch.float32"
+            )
 
 
 def _exported(model: nn.Module, given: Arguments) -> fx.GraphModule:
@@ -205,8 +220,7 @@ def _owned(program: torch.export.ExportedProgram) -> fx.GraphModule:
         elif node.op != "placeholder":
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.eliminate_dead_code()
-    owned = fx.GraphModule(root, graph)
-    return owned.eval()
+    return CapturedGraph(root, graph).eval()
 
 
 def _copy_inputs(graph: fx.Graph, spec: Any, given: list[fx.Node], copies: dict[fx.Node, Any]) -> None:

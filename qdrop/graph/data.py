@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdrop.errors import QdropError, first_line
+from qdrop.graph.captured import CapturedGraph
 from qdrop.graph.inputs import describe, zeros
 from qdrop.graph.ops import constant, name_of, operator_named, where
 from qdrop.graph.shapes import infer_shapes
@@ -96,7 +97,7 @@ def _build(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphMo
     graph.lint()
     if not any(node.op == "output" and node.all_input_nodes for node in graph.nodes):
         raise GraphDataError("the network has no output")
-    return fx.GraphModule(root, graph).eval()
+    return CapturedGraph(root, graph).eval()
 
 
 def _constant(value: Tensor) -> Tensor:

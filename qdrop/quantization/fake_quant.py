@@ -1,6 +1,7 @@
 """The quantizer modules: one template `forward`, four ways to round."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,32 @@ class FakeQuantize(nn.Module):
     def constrain(self) -> None:
         """Bring learned parameters back to where they mean something, after a step of an optimizer."""
 
+    def get_extra_state(self) -> Tensor:
+        """Part of the state: bits, and 1 if symmetric, else 0. Scale and integers of other ones mean other values."""
+        return torch.tensor([self.spec.bit, int(self.spec.symmetric)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: :meth:`_load_from_state_dict` has compared it."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *found: list[str]
+    ) -> None:
+        """As for any module, but what is of other bits is an error and nothing of it is loaded."""
+        own, told = self.get_extra_state(), state_dict.get(f"{prefix}_extra_state")
+        if told is None or (isinstance(told, Tensor) and torch.equal(told.cpu(), own)):
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, *found)
+            return
+        *_, errors = found
+        errors.append(
+            f"{self.spec.name}: the state is that of a quantizer with [bit, symmetric] = {told.tolist()}, and this one"
+            f" has {own.tolist()}; load it into a network that was quantized with the same settings"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As for any module, but for what would change the type of the scale."""
+        check_type(self.scale, fn)
+        return super()._apply(fn, recurse)
+
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"bit={self.spec.bit}, symmetric={self.spec.symmetric}, ch_axis={self.spec.ch_axis}"
@@ -127,7 +154,7 @@ class LSQFakeQuantize(FakeQuantize):
         return _scale_gradient(self.scale, self._gradient_factor(x)), self.zero_point
 
     def _gradient_factor(self, x: Tensor) -> float:
-        return float(x.numel() / self.spec.channels * self.qmax) ** -0.5
+        return float(max(x.numel(), 1) / self.spec.channels * self.qmax) ** -0.5
 
     def learned(self) -> list[nn.Parameter]:
         """See :meth:`FakeQuantize.learned`."""
@@ -230,6 +257,21 @@ class AdaRoundFakeQuantize(FakeQuantize):
 
     def _set_levels(self, integers: Tensor) -> None:
         self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))
+
+
+def check_type(scale: Tensor, fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuse what changes the type of a quantizer's scale, as `.half()` and `.double()` do.
+
+    Raises:
+        TypeError: Says the type, and what to do.
+    """
+    with torch.no_grad():
+        dtype = fn(scale).dtype
+    if dtype != scale.dtype:
+        raise TypeError(
+            f"a quantized network computes in {scale.dtype}, in which its weights are on their grids, and cannot be"
+            f" turned into {dtype}; convert the images instead, or export it"
+        )
 
 
 def _scale_gradient(value: Tensor, factor: float) -> Tensor:

@@ -97,7 +97,7 @@ def rounding_error(
         Errors `[C, K]`.
     """
     scale, zero_point = scale_from_range(lo, hi, qmin, qmax, symmetric)
-    errors = torch.empty_like(scale)
+    errors = torch.empty_like(scale, dtype=torch.float64)  # the power of a large scale leaves 32 bits
     rows, n = points.values.shape
     some_rows = max(1, CHUNK // max(1, n))
     step = max(1, CHUNK // max(1, n * min(rows, some_rows)))
@@ -114,7 +114,7 @@ def rounding_error(
             error = rounded.sub_(steps).abs_().log2_().mul_(norm).exp2_()  # a power, in half of pow's time
             if counts is not None:
                 error = error * counts
-            errors[part, some] = error.sum(2) / total * s[..., 0] ** norm
+            errors[part, some] = error.sum(2) / total * s[..., 0].double() ** norm
     return errors
 
 

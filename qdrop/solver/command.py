@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qdrop.cli import INTERRUPTED
 from qdrop.config import Config, load_config, what_counts
 from qdrop.config.help import presets_help, settings_help
 from qdrop.errors import QdropError, first_line
@@ -17,8 +18,6 @@ from qdrop.solver.memory import is_out_of_memory
 from qdrop.solver.progress import ConsoleHandler
 
 log = logging.getLogger("qdrop")
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 def exit_status(work: Callable[[], None]) -> int:

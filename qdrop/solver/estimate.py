@@ -2,22 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qdrop.config import PRESETS
 from qdrop.graph.inputs import Arguments, between, by_node, to_device
 from qdrop.graph.plan import Plan
-from qdrop.graph.split import segments
+from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, run_all
 
 IMAGES = 8
 """How many images the units are compared on."""
-PASSES = 3
-"""How often, of which the shortest counts: at first a GPU looks for its fastest way, and others may use the machine."""
+PASSES, SECONDS = 3, 0.3
+"""How often, and how long, at least; the shortest counts: at first much is done only once."""
 FASTER = "fast"
 """The preset that is offered where a run is long."""
 
@@ -33,19 +33,29 @@ def unit_costs(model: fx.GraphModule, plan: Plan, inputs: Arguments, device: tor
     """
     parts = segments(model, plan)
     few = by_node(model.graph, to_device(between(inputs, 0, IMAGES), device))
-    costs: dict[str, float] = {}
+    costs = {unit.module: math.inf for unit in plan.units}
+    began = time.perf_counter()
     with quantizing(model):
-        for _ in range(PASSES):
-            cache = ActivationCache(few, parts)
-            for index, part in enumerate(parts):
-                started = time.perf_counter()
-                out = run_all(part.module, [cache[name].quantized for name in part.inputs], IMAGES, device)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if part.unit is not None:
-                    costs[part.name] = min(costs.get(part.name, math.inf), time.perf_counter() - started)
-                cache.advance(index, part, out, out)
+        passes = 0
+        while passes < PASSES or time.perf_counter() - began < SECONDS:
+            passes += 1
+            for name, seconds in _one_pass(parts, few, device):
+                costs[name] = min(costs[name], seconds)
     return costs
+
+
+def _one_pass(parts: list[Segment], inputs: dict[str, Tensor], device: torch.device) -> Iterator[tuple[str, float]]:
+    """Each unit with the seconds that it takes for some rows: on a CPU those of this process alone."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    cache = ActivationCache(inputs, parts)
+    for index, part in enumerate(parts):
+        started = clock()
+        out = run_all(part.module, [cache[name].quantized for name in part.inputs], IMAGES, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if part.unit is not None:
+            yield part.name, clock() - started
+        cache.advance(index, part, out, out)
 
 
 class Estimate:

@@ -20,7 +20,13 @@ from qdrop.openmp import run_program
 from qdrop.quantization.state import quantizing
 from qdrop.solver.accuracy import accuracy, check_network
 from qdrop.solver.command import exit_status, parse_args, run_folder
-from qdrop.solver.imagenet_util import calibration_images, check_preparation, num_classes, validation_loader
+from qdrop.solver.imagenet_util import (
+    available_cores,
+    calibration_images,
+    check_preparation,
+    num_classes,
+    validation_loader,
+)
 from qdrop.solver.memory import peak_memory_mb
 from qdrop.solver.result import Result
 from qdrop.solver.resume import FinishedUnits, identity
@@ -117,7 +123,7 @@ def prepare_device(process: ProcessConfig) -> torch.device:
         ConfigError: If a GPU is asked for and there is none.
     """
     if process.threads is not None:
-        torch.set_num_threads(process.threads)
+        torch.set_num_threads(min(process.threads, available_cores()))
     name = process.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

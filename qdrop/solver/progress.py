@@ -36,11 +36,13 @@ def console() -> Console:
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log records to the console, above a bar if there is one; long lines are not cut."""
+    """Writes log records to the console, above a bar if there is one; in a pipe a record is one line, however long."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See :meth:`logging.Handler.emit`."""
-        console().print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        screen = console()
+        whole = not screen.is_terminal
+        screen.print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=whole)
 
 
 @contextmanager
@@ -61,7 +63,9 @@ def telling() -> Iterator[None]:
 
 def track(steps: Iterable[T], what: str) -> Iterator[T]:
     """Each of `steps`, with a bar called `what` while they last."""
-    with _bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+    with _bar(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as bar:
         yield from bar.track(steps, description=what)
 
 
@@ -87,7 +91,7 @@ class UnitProgress:
         total = sum(costs.values())
         self._estimate = Estimate(total)
         self._bar = _bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn(
                 "iteration {task.fields[iteration]:,} of {task.fields[iters]:,}, loss {task.fields[loss]}, left"

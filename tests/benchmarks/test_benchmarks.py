@@ -6,14 +6,15 @@ import subprocess
 import sys
 from argparse import Namespace
 
+import psutil
 import pytest
 import torch
 
-from benchmarks import calibration, common, depth, end_to_end, memory
+from benchmarks import calibration, common, depth, end_to_end, memory, threads
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
-SHARED = ("__init__", "common", "plain_step", "report", "study", "whole_run")
+SHARED = ("__init__", "common", "plain_step", "report", "study", "thread_cases", "whole_run")
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in SHARED)
 
 
@@ -129,3 +130,24 @@ def test_goals_name_the_runs_that_reach_them():
     assert time.endswith("under 3 s: reached by quick.") and third.endswith("time: reached by quick.")
     assert half.endswith("memory: reached by small.")
     assert end_to_end.goals({"quick": quick})[2].endswith("reached by none.")
+
+
+# ---- threads ----
+
+
+def test_cores_are_taken_for_as_long_as_they_are_measured():
+    others = psutil.Process().children()
+    with threads.taken(2):
+        spinning = [child for child in psutil.Process().children() if child not in others]
+        assert len(spinning) == 2 and all(child.is_running() for child in spinning)
+    assert not any(child.is_running() for child in spinning)
+
+
+def test_processes_that_take_cores_end_by_themselves():
+    started = subprocess.Popen([sys.executable, "-c", threads.SPIN, "1", "3600"])  # another process than the parent
+    assert started.wait(60) == 0
+
+
+@pytest.mark.parametrize(("value", "words"), [(1.2, "Reached by all."), (1.3, "Reached by all but a network (1.30).")])
+def test_the_goal_of_threads_in_words(value, words):
+    assert threads.goal("busy", {"a quantizer": 0.7, "a network": value}).endswith(words)

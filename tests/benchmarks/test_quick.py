@@ -30,7 +30,9 @@ def real_data(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["calibration", "depth", "end_to_end", "inference", "memory", "step", *DATA])
+@pytest.mark.parametrize(
+    "name", ["calibration", "depth", "end_to_end", "inference", "memory", "step", "threads", *DATA]
+)
 def test_quick(name, tmp_path):
     if name == "inference":
         pytest.importorskip("onnxruntime")

@@ -55,7 +55,7 @@ def with_rounded_biases(model: fx.GraphModule) -> dict[str, Tensor]:
             reader = next(iter(reader.users))
         before = module_of(source)
         if isinstance(before, FakeQuantize) and isinstance(module_of(reader), FakeQuantize):
-            stored = stored_weight(layer, Container.INT8)
+            stored = stored_weight(layer, Container.INT8, float(before.scale))
             step = (before.scale * stored.scale).detach()
             rounded[str(node.target)] = torch.round(layer.bias.detach() / step) * step
     return rounded

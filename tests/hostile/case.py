@@ -11,8 +11,6 @@ from qdrop import QdropError
 
 SECONDS = 60
 """What takes longer hangs: the slowest case takes a few seconds on a busy machine."""
-MEMORY = 2 << 30
-"""Bytes that a case may allocate; the networks and files here are of a few kB."""
 LONGEST = 2000
 """Characters of an answer."""
 ADVICE = ("weights_only", "Traceback", "alloc", "frame #")
@@ -32,6 +30,8 @@ class Case:
     """What the answer must not show."""
     must_refuse: bool = True
     """Otherwise it may also be taken: some changes of a valid file leave it valid."""
+    memory: int = 2 << 30
+    """Bytes that it may allocate; the networks and files here are of a few kB."""
     errors: tuple[type[Exception], ...] = (QdropError, OSError)
     """What may be raised."""
 
@@ -46,7 +46,7 @@ def written(path: Path, content: str | bytes) -> Path:
 def problem(case: Case) -> str | None:
     """What is wrong with how a case ends; None if it is refused in words, or may be taken and is."""
     try:
-        with _limits():
+        with _limits(case.memory):
             case.call()
     except case.errors as error:
         return _wording(case, str(error))
@@ -68,12 +68,12 @@ def _wording(case: Case, answer: str) -> str | None:
 
 
 @contextmanager
-def _limits() -> Iterator[None]:
+def _limits(memory: int) -> Iterator[None]:
     """Inside: a call that hangs is interrupted, and memory for far more than is needed here is not given."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     handler = signal.signal(signal.SIGALRM, _hangs)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, hard))
     signal.alarm(SECONDS)
     try:
         yield

@@ -296,6 +296,7 @@ def run_folders(folder: Path) -> Iterator[Case]:
 CONFIG = """\
 quant:
   calibrate: 16
+  recon: null
   w_qconfig: {observer: MinMaxObserver}
   a_qconfig: {observer: MinMaxObserver}
 model: {type: digits_resnet, path: embedded}

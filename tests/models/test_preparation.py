@@ -1,9 +1,16 @@
 """Networks of torchvision and timm bring how their images are prepared; what is set by hand wins."""
 
+import numpy as np
 import pytest
+import timm
+import timm.data
+import torch
+from PIL import Image
+from torchvision import models
 
 from qdrop.config import DataConfig, config_from_dict, load_config
 from qdrop.models.preparation import preparation
+from qdrop.solver.imagenet_util import validation_loader
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
@@ -34,6 +41,26 @@ def test_what_is_known_of_networks(type):
         interpolation,
     )
     assert (list(data.mean), list(data.std)) == (mean, std)
+
+
+def of_library(type):
+    """The library's own preparation of an image."""
+    library, _, name = type.partition(":")
+    if library == "timm":
+        return timm.data.create_transform(**timm.data.resolve_data_config(timm.get_pretrained_cfg(name).to_dict()))
+    return models.get_model_weights(name).DEFAULT.transforms()
+
+
+@pytest.mark.parametrize("type", KNOWN)
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 640), (64, 64)])
+def test_images_are_the_same_as_the_library_makes_them(type, width, height, tmp_path):
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        image.save(tmp_path / split / "a" / "0.png")
+    data = {"path": str(tmp_path), "num_workers": 0}
+    ((images, _),) = validation_loader(config_from_dict({"model": {"type": type}, "data": data}).data)
+    assert torch.allclose(images[0], of_library(type)(image), atol=1e-6)
 
 
 @pytest.mark.parametrize("type", NONE)

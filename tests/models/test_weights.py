@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -283,3 +284,48 @@ def test_long_lists_are_cut_with_a_count(tmp_path, network):
         load_weights(twin(), info(tmp_path / "net.pth"))
     shown = ", ".join(f"extra{i}" for i in range(KEYS_SHOWN))
     assert f"  unexpected (13): {shown} and 5 more" in str(error.value).splitlines()
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        (
+            "0.weight",
+            lambda w: w.to(torch.int64),
+            r"wrong type \(1\): 0\.weight torch\.int64 instead of torch\.float32",
+        ),
+        ("0.weight", lambda w: w.to(torch.uint8), r"0\.weight torch\.uint8 instead of torch\.float32"),
+        ("0.weight", lambda w: w.to(torch.complex64), r"0\.weight torch\.complex64 instead of torch\.float32"),
+        ("2.bias", lambda w: w.index_fill(0, torch.tensor(1), torch.nan), r"2\.bias holds nan; expected"),
+        ("0.weight", lambda w: w.index_fill(0, torch.tensor(0), torch.inf), r"0\.weight holds inf; expected"),
+        ("2.bias", lambda w: w.double().fill_(1e300), r"2\.bias holds inf; expected"),
+    ],
+)
+def test_weights_that_would_be_cast_or_are_not_finite(tmp_path, network, name, key, change, told):
+    state = network.state_dict()
+    state[key] = change(state[key])
+    path = tmp_path / name
+    (save_file if name.endswith("safetensors") else torch.save)(state, path)
+    model = twin()
+    before = twin()
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(WeightsError, match=told) as caught:
+        load_weights(model, info(path))
+    assert str(path) in str(caught.value) and equal(model, before)
+
+
+def test_torchs_advice_to_run_what_is_in_a_file_is_not_passed_on(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "net.pt")
+    with pytest.raises(WeightsError, match=r"net\.pt, \d+ bytes, cannot be read as a checkpoint") as caught:
+        read_state_dict(tmp_path / "net.pt")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "good.pth")
+    with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "net.pth", "w", 8) as packed:
+        for name in good.namelist():
+            packed.writestr(name, good.read(name) + bytes(100_000))
+    with pytest.raises(WeightsError, match="an archive that unpacks to"):
+        read_state_dict(tmp_path / "net.pth")

@@ -133,7 +133,19 @@ def test_rounding_error():
     values = heavy_tailed(5, 70)
     lo, hi = -torch.rand(5, 11) - 0.1, torch.rand(5, 11) + 0.1
     expected = loss(values, *of_range(lo, hi, 0, 7, False), 0, 7)
-    torch.testing.assert_close(rounding_error(Points(values), lo, hi, 0, 7, False), expected, rtol=1e-4, atol=0)
+    found = rounding_error(Points(values), lo, hi, 0, 7, False)
+    torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("search", [grid_search, golden_search])
+@pytest.mark.parametrize("factor", [2.0**20, 2.0**100])
+def test_a_range_is_as_good_for_values_of_any_size(search, factor):
+    """The power of a large scale once left 32 bits: all errors were infinite and any candidate the best."""
+    values = heavy_tailed(3, 200)
+    for some in (values, values.abs()):
+        lo, hi = search(Points(some), 0, 7, symmetric=False)
+        large_lo, large_hi = search(Points(some * factor), 0, 7, symmetric=False)
+        torch.testing.assert_close((large_lo / factor, large_hi / factor), (lo, hi), rtol=1e-5, atol=0)
 
 
 def test_rounding_error_with_counts():
@@ -142,7 +154,7 @@ def test_rounding_error_with_counts():
     repeated = Points(values[0].repeat_interleave(counts[0])[None])
     expected = rounding_error(repeated, lo, hi, 0, 15, False)
     counted = rounding_error(Points(values, counts), lo, hi, 0, 15, False)
-    torch.testing.assert_close(counted.float(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(counted, expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

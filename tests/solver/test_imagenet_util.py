@@ -204,6 +204,17 @@ def test_other_files_and_hidden_ones_are_no_images(config, tmp_path):
 # Calibration images
 
 
+def test_pipes_and_names_that_are_no_utf8(config, tmp_path, caplog):
+    os.mkfifo(tmp_path / "val" / "b" / "pipe.png")
+    os.mkfifo(tmp_path / "train" / "b" / "pipe.png")
+    folder = os.fsencode(tmp_path / "val" / "b")
+    (tmp_path / "val" / "b" / "0.png").rename(Path(os.fsdecode(folder + b"/caf\xe9.png")))
+    Path(os.fsdecode(folder + b"/\xff.png")).write_bytes(b"no image")
+    assert labels_of(validation_loader(config)) == [1, 1, 1, 3, 3]
+    assert "b/\\udcff.png" in caplog.text
+    assert len(calibration_images(config, 20, seed=0)) == 20
+
+
 def test_calibration_images_are_crops_of_distinct_training_images(config):
     images = calibration_images(replace(config, augment=False), 20, seed=3)
     assert images.shape == (20, 3, 16, 16)
