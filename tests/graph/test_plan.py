@@ -22,10 +22,10 @@ from networks import (
 from torch import nn
 
 from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
-from qdrop.models import build_model
 from qdrop.graph.capture import capture
 from qdrop.graph.plan import Plan, PlanError, make_plan
 from qdrop.graph.units import FOLDED
+from qdrop.models import build_model
 
 STEM = ["stem.0 w8", "stem.0 a4"]
 HEAD = ["head w8"]
@@ -107,7 +107,7 @@ def bits_of(plan):
 
 @pytest.fixture(scope="module")
 def graph():
-    return trace(network("residual"), images(2))
+    return capture(network("residual"), images(2))
 
 
 # ---- golden plans ----
@@ -117,7 +117,7 @@ def graph():
 def test_golden(name):
     expected = load_fixture("quantizer_plans")[name]
     model = build_model(GOLDEN_MODELS[name]).eval()
-    plan = make_plan(trace(model, torch.zeros(1, 3, 224, 224)), bits(2, 4))
+    plan = make_plan(capture(model, torch.zeros(1, 3, 224, 224)), bits(2, 4))
     quantizers = [{"kind": str(s.kind), "bit": s.bit, "shape": list(s.shape)} for s in plan.quantizers]
     assert quantizers == expected["quantizers_in_execution_order"]
     units = [
