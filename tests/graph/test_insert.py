@@ -1,31 +1,21 @@
+"""Quantizers in a captured graph: where they sit, what they change, and that they change nothing while off."""
+
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from networks import NETWORKS, bits, filled, images, network, planned, quantized
-from torch import Tensor, nn
+from torch import nn
 
-from qdrop.graph.insert import quantize_graph, reads, segments
-from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.config import QuantConfig, WeightQConfig
 from qdrop.graph.capture import capture
-from qdrop.graph.ops import GraphError
+from qdrop.graph.insert import quantize_graph, quantized_weights
 from qdrop.graph.plan import make_plan
-from qdrop.quantization.state import quantized_modules, quantizers, quantizing
+from qdrop.graph.scopes import calibrating, harden
+from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.quantization.state import quantizers, quantizing
 
 GRANULARITIES = ["block", "layer"]
-
-
-def run(parts, x):
-    """The segments in sequence, as the cache feeds them; the last one's output."""
-    values = {parts[0].inputs[0]: x}
-    for part in parts:
-        out = part.module(*(values[name] for name in part.inputs))
-        outs = out if isinstance(out, tuple) else (out,)
-        values.update(zip(part.outputs, outs, strict=True))
-    return values[parts[-1].outputs[-1]]
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -40,7 +30,7 @@ def calibrated(name, request):
 
 def folded_model(name):
     """The network before it is quantized, its convolutions in the layout that they have after that."""
-    return trace(network(name), images(2)).to(memory_format=torch.channels_last)
+    return capture(network(name), images(2)).to(memory_format=torch.channels_last)
 
 
 def test_switched_off_it_is_the_folded_model(name):
@@ -60,10 +50,10 @@ def test_every_spec_becomes_a_quantizer(calibrated):
     modules = {path: m for path, m in graph.named_modules() if isinstance(m, FakeQuantize)}
     assert modules.keys() == {spec.name for spec in plan.quantizers}
     assert all(modules[spec.name].spec == spec for spec in plan.quantizers)
-    assert len(quantized_modules(graph)) == sum(spec.kind == "weight" for spec in plan.quantizers)
+    assert len(quantized_weights(graph)) == sum(spec.kind == "weight" for spec in plan.quantizers)
 
 
-def test_every_quantizer_is_used_once_in_order(calibrated):
+def test_every_quantizer_is_used_once_those_of_activations_in_order(calibrated):
     graph, plan = calibrated
     used = []
     hooks = [q.register_forward_hook(lambda q, x, out: used.append(q.spec.name)) for q in quantizers(graph)]
@@ -71,93 +61,13 @@ def test_every_quantizer_is_used_once_in_order(calibrated):
         graph(images(2))
     for hook in hooks:
         hook.remove()
-    assert used == [spec.name for spec in plan.quantizers]
+    names = [spec.name for spec in plan.quantizers]
+    assert sorted(used) == sorted(names)
+    activations = {spec.name for spec in plan.quantizers if spec.kind == "activation"}
+    assert [name for name in used if name in activations] == [name for name in names if name in activations]
 
 
-@pytest.mark.parametrize("on", [False, True], ids=["off", "quantized"])
-def test_segments_in_sequence_are_the_model(calibrated, on):
-    graph, plan = calibrated
-    parts = segments(graph, plan)
-    with quantizing(graph, weights=on, activations=on), torch.no_grad():
-        assert torch.equal(run(parts, images()), graph(images()))
-
-
-class Gated(nn.Module):
-    """Values without a row for each image, read again after a unit on whole images."""
-
-    def __init__(self, split: Callable[[Tensor], Any], join: Callable[[Any, Tensor], Tensor]):
-        super().__init__()
-        self.stem, self.gate, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 6), nn.Linear(6, 2)
-        self.split, self.join = split, join
-
-    def forward(self, x):
-        x = F.relu(self.stem(x)).mean(3)  # [N, 6, H]
-        parts = self.split(x)
-        return self.head(self.join(parts, torch.sigmoid(self.gate(x.mean(2)))))
-
-
-def stacked(x):
-    return x.reshape(-1, 3, 2, x.shape[2]).permute(1, 0, 2, 3)  # [3, N, 2, H]
-
-
-def joined(parts, gate):
-    return torch.cat([part.mean(2) for part in (parts[0], parts[1], parts[2])], 1) * gate
-
-
-@pytest.mark.parametrize("split", [stacked, lambda x: x.chunk(3, 1)], ids=["stacked", "chunks"])
-def test_what_is_taken_of_a_value_without_a_row_for_each_image_is_not_taken_later(split):
-    graph, plan = quantized(filled(Gated(split, joined)))
-    parts = segments(graph, plan)
-    with quantizing(graph), torch.no_grad():
-        assert torch.equal(run(parts, images()), graph(images()))
-    assert all(len(value) == 8 for value in (run(parts[:n], images()) for n in range(1, len(parts) + 1)))
-
-
-def test_values_without_a_row_for_each_image_are_not_passed_on():
-    model = Gated(stacked, lambda parts, gate: (parts * gate.mean()).mean((0, 3)).repeat(1, 3))
-    graph, plan = quantized(filled(model))
-    with pytest.raises(GraphError, match=r"is not one tensor with a row for each image: .*recon\.granularity"):
-        segments(graph, plan)
-
-
-def test_a_unit_takes_and_gives_one_tensor(calibrated):
-    graph, plan = calibrated
-    parts = segments(graph, plan)
-    units = [part for part in parts if part.unit is not None]
-    assert [part.unit for part in units] == list(plan.units)
-    for part in units:
-        assert len(part.inputs) == len(part.outputs) == 1
-        weights = len(quantized_modules(part.module))
-        assert weights == part.unit.weights
-        assert len(quantizers(part.module)) == weights + part.unit.activation_quantizers
-
-
-def test_segments_read_what_earlier_ones_wrote(calibrated):
-    parts = segments(*calibrated)
-    known = set(parts[0].inputs)
-    for part in parts:
-        assert set(part.inputs) <= known
-        known |= set(part.outputs)
-
-
-def test_last_readers(calibrated):
-    parts = segments(*calibrated)
-    last = reads(parts)
-    for value, index in last.items():
-        assert value in parts[index].inputs
-        assert not any(value in part.inputs for part in parts[index + 1 :])
-    assert parts[-1].outputs[-1] not in last
-
-
-def test_layers_and_quantizers_are_shared(name, calibrated):
-    graph, plan = calibrated
-    inside = {id(m) for part in segments(graph, plan) for m in part.module.modules()}
-    assert all(id(m) in inside for m in [*quantizers(graph), *quantized_modules(graph)])
-    own = {p.data_ptr() for p in graph.parameters()}
-    assert all(p.data_ptr() in own for part in segments(graph, plan) for p in part.module.parameters())
-
-
-def test_weights_are_those_of_the_traced_graph(name):
+def test_weights_are_those_of_the_captured_graph(name):
     graph, plan = planned(network(name))
     before = dict(graph.named_parameters())
     quantize_graph(graph, plan)
@@ -172,7 +82,7 @@ def test_only_alpha_and_scales_can_learn(calibrated):
 
 def test_state_dict_rebuilds_the_model(name, calibrated):
     graph, plan = calibrated
-    fresh = trace(network(name, seed=1), images(2))
+    fresh = capture(network(name, seed=1), images(2))
     quantize_graph(fresh, plan)
     fresh.load_state_dict(graph.state_dict())
     with torch.no_grad(), quantizing(graph), quantizing(fresh):
@@ -210,6 +120,74 @@ def test_quantizing_rounds_every_output():
 
 def test_plan_made_twice_fits(name):
     graph, plan = planned(network(name))
-    again = make_plan(trace(network(name), images(1)), bits())
+    again = make_plan(capture(network(name), images(1)), bits())
     assert again == plan
     quantize_graph(graph, again)
+
+
+# ---- one layer ----
+
+LAYERS = {
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 8, 8), 0),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), (2, 4, 8, 8), 0),
+    "dilated": (lambda: nn.Conv2d(4, 6, 3, dilation=2, padding="same", padding_mode="reflect"), (2, 4, 8, 8), 0),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 8), 0),
+    "conv3d": (lambda: nn.Conv3d(4, 6, 3, padding=1), (2, 4, 5, 6, 7), 0),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, 2), (2, 4, 5, 5), 1),
+    "transposed in groups": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, groups=2), (2, 4, 5, 5), 1),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 3, 2), (2, 4, 5), 1),
+    "linear": (lambda: nn.Linear(4, 6), (2, 5, 4), 0),
+    "linear without bias": (lambda: nn.Linear(4, 6, bias=False), (2, 4), 0),
+}
+
+
+def one_layer(build, shape, quantizer="AdaRoundFakeQuantize"):
+    """A layer, what it is given, its graph with the weight quantized to 2 bits and calibrated."""
+    layer = filled(build())
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    config = QuantConfig(None, WeightQConfig(quantizer, bit=2), first_w_bit=None, last_w_bit=None)
+    graph, _ = planned(layer, config, example=x)
+    quantize_graph(graph, make_plan(graph, config))
+    with calibrating(graph):
+        graph(x)
+    return layer, x, graph
+
+
+@pytest.mark.parametrize(("build", "shape", "axis"), LAYERS.values(), ids=LAYERS)
+def test_a_layer_switched_off_is_the_float_layer(build, shape, axis):
+    layer, x, graph = one_layer(build, shape)
+    assert torch.allclose(graph(x), layer(x), atol=1e-6)
+    (found,) = quantized_weights(graph)
+    assert found.name == "weight" and found.weight.data_ptr() == layer.weight.data_ptr()
+    assert found.quantizer.spec.ch_axis == axis and found.quantizer.spec.channels == layer.weight.shape[axis]
+
+
+@pytest.mark.parametrize(("build", "shape", "axis"), LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("quantizer", ["AdaRoundFakeQuantize", "FixedFakeQuantize", "LSQFakeQuantize"])
+def test_a_layer_computes_with_the_rounded_weight(build, shape, axis, quantizer):
+    layer, x, graph = one_layer(build, shape, quantizer)
+    (found,) = quantized_weights(graph)
+    with quantizing(graph), torch.no_grad():
+        ours = graph(x)
+        rounded = found.quantizer(found.weight)
+    scale, zero_point = found.quantizer.scale.detach(), found.quantizer.zero_point.int()
+    nearest = torch.fake_quantize_per_channel_affine(found.weight.detach(), scale, zero_point, axis, 0, 3)
+    torch.testing.assert_close(rounded, nearest)
+    assert all(1 < len(row.unique()) <= 4 for row in rounded.transpose(0, axis))
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.weight.copy_(rounded)
+        torch.testing.assert_close(ours, twin(x))
+
+
+@pytest.mark.parametrize(("build", "shape", "axis"), LAYERS.values(), ids=LAYERS)
+def test_quantizing_changes_nothing_of_the_layer(build, shape, axis):
+    before = filled(build()).state_dict()
+    layer, _, graph = one_layer(build, shape)
+    harden(graph)
+    assert layer.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+def test_a_fixed_rounding_hardens_to_the_nearest():
+    assert harden(one_layer(*LAYERS["linear"][:2], "FixedFakeQuantize")[2]) == 0

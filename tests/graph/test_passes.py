@@ -1,27 +1,31 @@
-"""Rewrites of the traced graph: what a layer really is, whatever way its author wrote it."""
+"""Graph passes: what a layer really is, whatever way its author wrote it."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Network, bits, filled, images, planned
+from networks import NETWORKS, Network, Sequence1d, bits, conv_bn, filled, images, network, planned
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from qdrop.graph.insert import quantize_graph
-from qdrop.graph.split import segments
 from qdrop.graph.capture import capture
-from qdrop.graph.ops import GraphError
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.ops import GraphError, operation
+from qdrop.graph.split import segments
 from qdrop.quantization.spec import Kind
 
 WIDTH = 6
 
 
+def operations(graph):
+    return [operation(node) for node in graph.graph.nodes if node.op == "call_function"]
+
+
 def weights(plan):
-    return [s.name.removesuffix(".weight_quantizer") for s in plan.quantizers if s.kind is Kind.WEIGHT]
+    return [s.layer for s in plan.quantizers if s.kind is Kind.WEIGHT]
 
 
 def outputs(plan):
-    return [s.name.removesuffix(".output_quantizer") for s in plan.quantizers if s.kind is Kind.ACTIVATION]
+    return [s.layer for s in plan.quantizers if s.kind is Kind.ACTIVATION]
 
 
 def plan_of(*blocks, **kwargs):
@@ -33,6 +37,142 @@ def plan_of(*blocks, **kwargs):
     torch.testing.assert_close(quantize_graph(graph, plan)(images()), expected, rtol=1e-4, atol=1e-4)
     assert not any(p.grad_fn or not p.requires_grad for p in model.parameters())
     return plan
+
+
+# ---- batch norm ----
+
+
+def assert_folded(model, x):
+    """No BN is left and the output is that of the model, up to the rounding of the folded weights."""
+    graph = assert_same(model, x)
+    assert not {"batch_norm", "mul", "add"} & set(operations(graph))
+
+
+def assert_same(model, x):
+    """The graph gives what the model does, whatever the batch; no BN is left."""
+    graph = capture(model, x)
+    other = torch.randn(5, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for given in (x, other):
+            torch.testing.assert_close(graph(given), model(given), rtol=1e-4, atol=1e-5)
+    assert not any("batch_norm" in name for name in operations(graph))
+    return graph
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_bn_is_left(name):
+    assert not any("batch_norm" in name for name in operations(capture(network(name), images())))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_fold_into_a_convolution(bias, groups, affine):
+    layers = [nn.Conv2d(3, 6, 3, stride=2, groups=groups, bias=bias), nn.BatchNorm2d(6, eps=0.1, affine=affine)]
+    assert_folded(filled(nn.Sequential(*layers, nn.ReLU())), images())
+
+
+def test_fold_is_exact_in_double():
+    model = filled(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, eps=1e-3))).double()
+    x = images().double()
+    graph = capture(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), model(x), rtol=1e-12, atol=1e-12)
+    conv, bn = model
+    factor = bn.weight / (bn.running_var + 1e-3).sqrt()
+    folded = {name: value.detach() for name, value in graph.named_parameters()}
+    torch.testing.assert_close(folded["0.weight"], (conv.weight * factor.view(-1, 1, 1, 1)).detach())
+    torch.testing.assert_close(folded["0.bias"], ((conv.bias - bn.running_mean) * factor + bn.bias).detach())
+
+
+def test_fold_in_one_dimension():
+    assert_folded(filled(Sequence1d()), torch.randn(4, 3, 12, generator=torch.Generator().manual_seed(0)))
+
+
+def test_fold_in_three_dimensions():
+    model = filled(nn.Sequential(nn.Conv3d(3, 6, 3), nn.BatchNorm3d(6), nn.ReLU()))
+    assert_folded(model, torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fold_into_a_transposed_convolution(bias):
+    assert_folded(filled(nn.Sequential(nn.ConvTranspose2d(3, 6, 2, 2, bias=bias), nn.BatchNorm2d(6))), images())
+
+
+def test_bn_behind_a_grouped_transposed_convolution_is_right():
+    assert_same(filled(nn.Sequential(nn.ConvTranspose2d(3, 6, 2, 2, groups=3), nn.BatchNorm2d(6))), images())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fold_into_a_linear_layer(bias):
+    model = filled(nn.Sequential(nn.Linear(7, 5, bias=bias), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)))
+    assert_folded(model, torch.randn(6, 7, generator=torch.Generator().manual_seed(0)))
+
+
+def test_fold_a_functional_batch_norm():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = conv_bn(3, 6)
+
+        def forward(self, x):
+            bn = self.bn
+            x = F.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.1, 1e-3)
+            return F.relu(x)
+
+    assert_folded(filled(Functional()), images())
+
+
+class NormFirst(nn.Module):
+    """A batch norm that follows no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(WIDTH), nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def forward(self, x):
+        return self.conv(F.relu(self.norm(x * x)))
+
+
+class AlsoRaw(nn.Module):
+    """What is normalised is also read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = conv_bn(WIDTH, WIDTH, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.norm(x) + x
+
+
+class CalledTwice(nn.Module):
+    """A layer whose second call alone is normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = conv_bn(WIDTH, WIDTH, 1)
+
+    def forward(self, x):
+        return self.norm(self.conv(F.relu(self.conv(x))))
+
+
+class OverTokens(nn.Module):
+    """Normalises tokens, not channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.bn = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(64)
+
+    def forward(self, x):
+        return self.bn(self.linear(x.flatten(2).transpose(1, 2))).transpose(1, 2).unflatten(2, (8, 8))
+
+
+@pytest.mark.parametrize("block", [NormFirst, AlsoRaw, CalledTwice, OverTokens])
+def test_bn_that_cannot_be_folded_is_a_scale_and_a_shift(block):
+    graph = assert_same(filled(Network(block())), images())
+    assert "mul" in operations(graph) and "add" in operations(graph)
+    plan_of(block())
 
 
 class OwnForward(nn.Conv2d):
@@ -80,9 +220,9 @@ class Functional(nn.Module):
         return F.linear(x, weight=self.matrix).permute(0, 3, 1, 2)
 
 
-def test_parameters_in_functions_become_layers_named_after_their_module():
+def test_parameters_in_functions_are_weights_named_after_themselves():
     plan = plan_of(Functional())
-    assert weights(plan) == ["stem.0", "body.0.conv2d_layer", "body.0.linear_layer", "head"]
+    assert weights(plan) == ["stem.0", "body.0.kernel", "body.0.matrix", "head"]
     assert [unit.module for unit in plan.units] == ["stem.0", "body.0", "head"]
 
 
@@ -139,7 +279,7 @@ class HardSwish(nn.Module):
 def test_arithmetic_with_constants_is_part_of_what_it_follows():
     plan = plan_of(HardSwish())
     assert outputs(plan) == ["stem.0", "body.0.conv", "body.0.add"]
-    assert next(s for s in plan.quantizers if s.name == "body.0.conv.output_quantizer").node == "truediv"
+    assert next(s for s in plan.quantizers if s.name == "body.0.conv.output_quantizer").node.startswith("div")
 
 
 class Prepared(nn.Module):
@@ -182,57 +322,91 @@ def test_segments_pass_tensors_only():
     values = {"x": images()}
     for part in parts:
         results = part.module(*(values[name] for name in part.inputs))
-        results = results if isinstance(results, tuple) else (results,)
         values |= dict(zip(part.outputs, results, strict=True))
     assert all(len(value) == len(images()) for value in values.values())
     torch.testing.assert_close(values[parts[-1].outputs[0]], model(images()))
 
 
 class Product(nn.Module):
+    """A matrix that is a parameter, on either side."""
+
     def __init__(self):
         super().__init__()
-        self.matrix = nn.Parameter(torch.randn(WIDTH, WIDTH))
+        self.left, self.right = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(WIDTH, WIDTH))
 
     def forward(self, x):
-        return (x.permute(0, 2, 3, 1) @ self.matrix).permute(0, 3, 1, 2)
+        return (torch.relu(self.left @ x).permute(0, 2, 3, 1) @ self.right).permute(0, 3, 1, 2)
 
 
-class Dynamic(nn.Module):
+def test_a_matrix_is_a_weight_whose_channels_are_those_of_the_product():
+    plan = plan_of(Product())
+    assert weights(plan) == ["stem.0", "body.0.left", "body.0.right", "head"]
+    axes = {spec.layer: spec.ch_axis for spec in plan.quantizers if spec.kind is Kind.WEIGHT}
+    assert axes["body.0.left"] == 0 and axes["body.0.right"] == 1
+
+
+class Positions(nn.Module):
+    """Tensors made of sizes: zeros, ones, a range, a mask."""
+
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(WIDTH, WIDTH * WIDTH, 1)
+        self.table, self.inner = nn.Embedding(64, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x):
-        return F.conv2d(x, self.conv(x).mean((0, 2, 3)).reshape(WIDTH, WIDTH, 1, 1))
+        tokens = x.flatten(2).transpose(1, 2)
+        places = torch.arange(tokens.shape[1], device=x.device)
+        tokens = tokens + self.table(places) + torch.zeros(tokens.shape[0], 1, WIDTH, device=x.device)
+        mask = torch.ones(tokens.shape[1], tokens.shape[1], device=x.device).tril()
+        return self.inner(mask @ tokens / tokens.shape[1]).transpose(1, 2).reshape(x.shape)
 
 
-@pytest.mark.parametrize(("block", "name"), [(Product, "matmul"), (Dynamic, "conv2d")])
-def test_weight_that_no_layer_holds_is_refused(block, name):
-    with pytest.raises(GraphError, match=f"{name} in 'body.0' takes a weight as an argument"):
-        planned(filled(Network(block())))
+def test_tensors_made_of_sizes_are_bound_to_no_device():
+    graph = assert_same(filled(Network(Positions())), images())
+    assert not any("device" in node.kwargs for node in graph.graph.nodes)
 
 
-class TwoInputs(nn.Module):
-    def forward(self, x, y):
-        return x + y
+class Padding(nn.Module):
+    """A mask that tells each image's rows apart, made for as many as there are."""
 
-
-class OverTokens(nn.Module):
     def __init__(self):
         super().__init__()
-        self.patches, self.linear, self.bn = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 4), nn.BatchNorm1d(16)
+        self.inner = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x):
-        return self.bn(self.linear(self.patches(x).flatten(2).transpose(1, 2)))
+        rows = torch.zeros(x.shape[0], 1, device=x.device, dtype=x.dtype)
+        token = torch.cat([rows.expand(-1, WIDTH).unsqueeze(1), x.flatten(2).transpose(1, 2)], 1)
+        return self.inner(token)[:, 1:].transpose(1, 2).reshape(x.shape)
 
 
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (TwoInputs(), "cannot trace TwoInputs: .*missing 1 required positional argument: 'y'"),
-        (OverTokens(), r"cannot fold 'bn' \(BatchNorm1d\): it normalises something else than the channels"),
-    ],
-)
-def test_what_cannot_be_rewritten_is_refused(model, reason):
-    with pytest.raises(GraphError, match=reason):
-        trace(model, images(2))
+def test_a_token_made_for_each_image():
+    assert_same(filled(Network(Padding())), images())
+    plan_of(Padding())
+
+
+def test_random_numbers_are_refused():
+    class Noise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(x) + torch.randn(1, 3, 1, 1)
+
+    with pytest.raises(GraphError, match="in 'the model' draws random numbers"):
+        capture(filled(Noise()), images(2))
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(4, (1, 1)), (8, (2, 2))])
+def test_skipping_pixels_of_few_channels(channels, stride):
+    """They are skipped in front of the convolution: oneDNN is not asked to, and the numbers are the layer's."""
+    layer = nn.Conv2d(channels, 6, 1, stride=2)
+    x = torch.randn(3, channels, 7, 7, generator=torch.Generator().manual_seed(0))
+    graph = capture(filled(layer), x)
+    (conv,) = [node for node in graph.graph.nodes if operation(node) == "conv2d"]
+    assert tuple(conv.args[3]) == stride if len(conv.args) > 3 else stride == (1, 1)
+    assert operations(graph).count("slice") == (2 if stride == (1, 1) else 0)
+    torch.testing.assert_close(graph(x), layer(x).detach())
+    seen, shown = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, theirs = graph(seen), layer(shown)
+    by = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(*(torch.autograd.grad(y, z, by) for y, z in ((ours, seen), (theirs, shown))))

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def walk(request):
     """The segments of a network, and the cache before the first."""
     parts = segments(*quantized(network(request.param)))
-    return parts, lambda: ActivationCache(images(), parts[0].inputs[0], parts)
+    return parts, lambda: ActivationCache({"x": images()}, parts)
 
 
 def known(cache, names):

@@ -125,6 +125,6 @@ def test_a_cuda_graph_is_recorded_before_the_iterations(monkeypatch):
     done = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: done.append("step"))
-    example = SimpleNamespace(full=SimpleNamespace(is_cuda=True), tensors=tuple)
+    example = SimpleNamespace(device=torch.device("cuda"), tensors=tuple)
     compilation._warm_up(lambda values, inputs: done.append("called"), [], example)
     assert done == ["emptied", *["step", "called"] * 3]
