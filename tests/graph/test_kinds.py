@@ -141,6 +141,20 @@ class TiedWords(nn.Module):
         return self.head(F.gelu(self.inner(self.words(numbers))))
 
 
+class MaskedWords(nn.Module):
+    """Integers that are computed with: places counted from what is not padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, WIDTH), nn.Embedding(8, WIDTH)
+        self.inner, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+
+    def forward(self, numbers):
+        there = (numbers != 0).long()
+        x = self.words(numbers) + self.places(torch.cumsum(there, 1) * there)
+        return self.head((F.gelu(self.inner(x)) * there.unsqueeze(2)).sum(1))
+
+
 class Transposed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -347,11 +361,17 @@ KINDS = {
     "shared block": (RepeatedBlock, pictures, "stem block.conv block.other head", None),
     "one head for several levels": (Levels, pictures, "stem down head.0 head.2", None),
     "tied layers": (Tied, pictures, "stem a", None),
-    "tied words": (TiedWords, words, "inner head", None),
+    "tied words": (TiedWords, words, "inner words", None),
+    "places from a mask": (MaskedWords, words, "inner head", None),
     "transposed convolution": (Transposed, pictures, "down up head", None),
     "batch norm first": (NormFirst, pictures, "stem conv head", None),
     "attention": (Attention, pictures, "stem attention.in_proj_weight attention.out_proj head", None),
-    "sequence first": (SequenceFirst, pictures, "stem layer.self_attn.in_proj_weight layer.self_attn.out_proj layer.linear1 layer.linear2 head", None),
+    "sequence first": (
+        SequenceFirst,
+        pictures,
+        "stem layer.self_attn.in_proj_weight layer.self_attn.out_proj layer.linear1 layer.linear2 head",
+        None,
+    ),
     "volumes": (Volume, random(2, 4, 6, 8), "stem inner head", None),
     "LSTM": (Recurrent, random(7, 3), "stem head", None),
     "GRU": (Gated, random(7, 3), "stem head", None),

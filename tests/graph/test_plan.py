@@ -158,7 +158,7 @@ def test_every_layer_is_in_one_unit(name):
 def test_layer_granularity(name):
     plan = planned(network(name), granularity="layer")[1]
     assert {unit.kind for unit in plan.units} == {"layer"}
-    weighted = [s.name.removesuffix(".weight_quantizer") for s in plan.quantizers if s.kind == "weight"]
+    weighted = [s.layer for s in plan.quantizers if s.kind == "weight"]
     assert [unit.module for unit in plan.units] == weighted
     assert described(plan)[0] == EXPECTED[name][0]
     assert plan.notes == ()

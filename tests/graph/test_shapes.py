@@ -46,5 +46,5 @@ def test_what_cannot_be_run_says_why_and_prints_nothing(infer, capsys):
 def test_values_beyond_any_network_take_no_memory_and_are_refused():
     graph = capture(nn.Conv2d(3, 64, 1), torch.ones(2, 3, 5, 5))
     side = int((LARGEST / 64) ** 0.5)
-    with pytest.raises(ValueError, match="more than .* elements are refused"):
+    with pytest.raises(ValueError, match=r"more than .* elements are refused"):
         infer_shapes(graph, {"input": torch.zeros(1).expand(2, 3, side, side)})

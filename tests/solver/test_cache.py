@@ -78,7 +78,7 @@ def test_run_all(name, batch_size):
     model = network(name)
     with torch.no_grad():
         expected = model(images())
-    (out,) = run_all(model, (images(),), batch_size, CPU)
+    (out,) = run_all(lambda x: (model(x),), (images(),), batch_size, CPU)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     assert not out.requires_grad
 
