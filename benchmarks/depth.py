@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import COLORS, Outcome, Table, axes, interleaved, main
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
-from qdrop.models.cifar_resnet import cifar_resnet
-from qdrop.graph.insert import quantize_graph
-from qdrop.graph.split import Segment, segments
 from qdrop.graph.capture import capture
+from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan, make_plan
+from qdrop.graph.split import Segment, segments
+from qdrop.models.cifar_resnet import cifar_resnet
 from qdrop.quantization.state import quantizing
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate
@@ -54,10 +54,10 @@ def network(depth: int, images: Tensor, device: torch.device) -> Network:
     config = QuantConfig(
         a_qconfig=ActivationQConfig(observer="MinMaxObserver"), w_qconfig=WeightQConfig(observer="MinMaxObserver")
     )
-    graph = trace(cifar_resnet(depth).eval(), images[:2])
+    graph = capture(cifar_resnet(depth).eval(), images[:2])
     plan = make_plan(graph, config, "block")
     model = quantize_graph(graph, plan).to(device)
-    calibrate(model, images[:BATCH], BATCH, device)
+    calibrate(model, {"x": images[:BATCH]}, BATCH, device)
     return Network(model, plan, segments(model, plan))
 
 
@@ -71,7 +71,7 @@ def without_iterations() -> Iterator[None]:
 def linear(network: Network, images: Tensor, device: torch.device) -> None:
     """Every value flows through the units once."""
     with without_iterations():
-        list(recon.reconstruct(network.model, network.plan, images, ReconConfig(batch_size=BATCH), 0, device))
+        list(recon.reconstruct(network.model, network.plan, {"x": images}, ReconConfig(batch_size=BATCH), 0, device))
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def run(parts: list[Segment], batch: Tensor, quantized: bool) -> dict[str, Tenso
     for part in parts:
         with quantizing(part.module, weights=quantized, activations=quantized):
             out = part.module(*(values[name] for name in part.inputs))
-        values |= zip(part.outputs, out if isinstance(out, tuple) else (out,), strict=True)
+        values |= zip(part.outputs, out, strict=True)
     return values
 
 

@@ -20,8 +20,8 @@ from benchmarks.common import Outcome, Table, axes, bars, main, printed_by, seco
 from benchmarks.plain_step import plain, plain_step
 from benchmarks.whole_run import BATCH, CALIBRATE_RANGE, prepared, published
 from qdrop.config import ReconConfig
-from qdrop.graph.split import segments
 from qdrop.graph.plan import Plan
+from qdrop.graph.split import segments
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate
@@ -50,13 +50,14 @@ def plain_seconds(
     model: fx.GraphModule, plan: Plan, images: Tensor, config: ReconConfig, device: torch.device
 ) -> float:
     """Seconds of all iterations of all units, written the plain way; from `TIMED` of each unit."""
-    calibrate(model, images[:CALIBRATE_RANGE], BATCH, device)
+    calibrate(model, {"x": images[:CALIBRATE_RANGE]}, BATCH, device)
     seconds, value, rounding = 0.0, images.to(device), (config.weight, config.b_range[0])
     for part in segments(model, plan):
         with quantizing(part.module, weights=False, activations=False):
             target = run_all(part.module, (value,), BATCH, device)[0][:]
         if part.unit is not None:
-            step = plain_step(plain(part.module, config.drop_prob), Pair(value, value + 0.01), target, config)
+            twin, given = plain(part.module, config.drop_prob), [Pair(value, value + 0.01)]
+            step = plain_step(twin, given, [target], config)
             step(*rounding)
             timed = seconds_of(lambda: [step(*rounding) for _ in range(TIMED)], device)  # noqa: B023
             seconds += config.iters * timed / TIMED

@@ -20,8 +20,8 @@ import qdrop
 from benchmarks.common import Outcome, Table, arguments, main
 from benchmarks.plain_step import PlainActivation, PlainWeight, plain, plain_step
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig, WeightQConfig
+from qdrop.graph.scopes import harden
 from qdrop.models import build_model
-from qdrop.quantization.state import quantized_modules
 from qdrop.runs.page import mean_and_spread
 from qdrop.solver import recon
 from qdrop.solver.accuracy import accuracy
@@ -31,13 +31,18 @@ from qdrop.solver.loss import RoundingSchedule
 
 
 def reconstruct_plainly(
-    unit: fx.GraphModule, inputs: Pair, target: Value, config: ReconConfig, generator: torch.Generator, **others: Any
+    unit: fx.GraphModule,
+    inputs: Sequence[Pair],
+    targets: Sequence[Value],
+    config: ReconConfig,
+    generator: torch.Generator,
+    **others: Any,
 ) -> float:
     """In the place of :func:`qdrop.solver.unit.reconstruct_unit`; `others` (watch, compiler) are left alone."""
     twin = plain(unit, config.drop_prob)
     schedule = RoundingSchedule(config.weight, config.warm_up, config.b_range, config.iters)
     torch.manual_seed(generator.initial_seed() % 2**31)
-    step = plain_step(twin, inputs, target[:], config)
+    step = plain_step(twin, inputs, targets, config)
     for iteration in range(1, config.iters + 1):
         step(*schedule(iteration))
     return _take_over(unit, twin)
@@ -52,9 +57,7 @@ def _take_over(unit: fx.GraphModule, twin: fx.GraphModule) -> float:
             learned["alpha"].copy_(module.alpha)
         elif isinstance(module, PlainActivation):
             learned["scale"].copy_(module.scale.abs())
-    layers = quantized_modules(unit)
-    flipped = sum(layer.settle() * layer.weight.numel() for layer in layers)
-    return flipped / max(1, sum(layer.weight.numel() for layer in layers))
+    return harden(unit)
 
 
 def measure(args: argparse.Namespace) -> Outcome:

@@ -28,10 +28,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import QUICK, Outcome, Table, arguments, axes, bars, main, printed_by
 from qdrop.config import CacheConfig, QuantConfig, ReconConfig
-from qdrop.models import build_model
-from qdrop.graph.insert import quantize_graph
 from qdrop.graph.capture import capture
+from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import make_plan
+from qdrop.models import build_model
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.memory import peak_memory_mb
 from qdrop.solver.recon import reconstruct
@@ -94,13 +94,13 @@ def work(network: str, cache: str, count: int, units: int, device: torch.device)
     with anonymous_memory() as anonymous, tempfile.TemporaryDirectory(dir=QUICK) as scratch:
         torch.manual_seed(0)
         images = torch.randn(count, 3, 224, 224)
-        graph = trace(build_model(network), images[:2])
+        graph = capture(build_model(network), images[:2])
         plan = make_plan(graph, config, "block")
         model = quantize_graph(graph, plan).to(device)
-        calibrate(model, images[:64], 64, device)
+        calibrate(model, {"x": images[:64]}, 64, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        run = reconstruct(model, plan, images, config.recon, 0, device, scratch=Path(scratch))
+        run = reconstruct(model, plan, {"x": images}, config.recon, 0, device, scratch=Path(scratch))
         seconds = sum(report.seconds for report in islice(run, units or None))
     found = {"peak_mb": peak_memory_mb(torch.device("cpu")), "anonymous_mb": max(anonymous) * 1024 / 1e6}
     if device.type == "cuda":

@@ -5,7 +5,7 @@ Every quantizer is a chain of element-wise operations that autograd follows, the
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,7 @@ from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
 from qdrop.quantization.soft_rounding import SHIFT, STRETCH
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers
-from qdrop.solver.cache import Pair
+from qdrop.solver.cache import Pair, Value
 
 
 def _round(x: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ def plain(unit: fx.GraphModule, keep: float) -> fx.GraphModule:
 
 
 def plain_step(
-    unit: fx.GraphModule, inputs: Pair, target: Tensor, config: ReconConfig
+    unit: fx.GraphModule, inputs: Sequence[Pair], targets: Sequence[Value], config: ReconConfig
 ) -> Callable[[float, float], None]:
     """One iteration each time it is called, with the weight of the rounding term and its exponent.
 
     Args:
         unit: What :func:`plain` returned.
-        inputs: The unit's input for all images `[N, ...]`, in both networks.
-        target: Its full-precision output `[N, ...]`.
+        inputs: The unit's inputs for all images `[N, ...]`, in both networks.
+        targets: Its full-precision outputs `[N, ...]`.
         config: Batch size, rates, iterations, drop probability.
     """
     weights = [m for m in unit.modules() if isinstance(m, PlainWeight)]
@@ -95,12 +95,14 @@ def plain_step(
     rounding = torch.optim.Adam([m.alpha for m in weights], config.round_lr)
     grids = torch.optim.Adam(scales, config.scale_lr) if scales else None
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(grids, config.iters) if grids else None
-    full, quantized = inputs.full[:], inputs.quantized[:]
+    values = [(pair.full[:], pair.quantized[:]) for pair in inputs]
+    wanted = [target[:] for target in targets]
 
     def step(weight: float, beta: float) -> None:
-        rows = torch.randint(len(target), (config.batch_size,), device=target.device)
-        given = torch.where(torch.rand_like(full[rows]) < config.drop_prob, quantized[rows], full[rows])
-        error = (unit(given) - target[rows]).pow(2).sum(1).mean()
+        rows = torch.randint(len(wanted[0]), (config.batch_size,), device=wanted[0].device)
+        given = [torch.where(torch.rand_like(f[rows]) < config.drop_prob, q[rows], f[rows]) for f, q in values]
+        outs = unit(*given)
+        error = sum((out - target[rows]).pow(2).sum(1).mean() for out, target in zip(outs, wanted, strict=True))
         penalty = sum((1 - (m.soft_rounding() * 2 - 1).abs().pow(beta)).sum() for m in weights)
         unit.zero_grad()
         (error + weight * penalty).backward()

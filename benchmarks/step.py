@@ -22,12 +22,12 @@ from torch import Tensor, fx
 from benchmarks.common import Outcome, Table, axes, bars, interleaved, main, seconds_of
 from benchmarks.plain_step import plain, plain_step
 from qdrop.config import QuantConfig, ReconConfig
-from qdrop.models import build_model
-from qdrop.graph.insert import quantize_graph
-from qdrop.graph.split import segments
 from qdrop.graph.capture import capture
+from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import make_plan
-from qdrop.quantization.quantized_module import QuantizedModule
+from qdrop.graph.split import segments
+from qdrop.models import build_model
+from qdrop.quantization.state import quantizers
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.unit import iterations
@@ -67,10 +67,10 @@ def block(case: Case, device: torch.device) -> tuple[fx.GraphModule, Pair, Tenso
     """The calibrated block with random weights, its inputs in both networks and its output, for `IMAGES` images."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, case.size, case.size)
-    graph = trace(build_model(case.network, {}, None).eval(), images)
+    graph = capture(build_model(case.network, {}, None).eval(), images)
     plan = make_plan(graph, QuantConfig())
     model = quantize_graph(graph, plan).to(device)
-    calibrate(model, images, 2, device)
+    calibrate(model, {"x": images}, 2, device)
     part = next(part for part in segments(model, plan) if part.name == case.unit)
     full = torch.randn(IMAGES, *case.shape, device=device).relu().to(memory_format=torch.channels_last)
     inputs = Pair(full, full + 0.01 * torch.randn_like(full))
@@ -84,14 +84,14 @@ def bare_step(unit: fx.GraphModule, full: Tensor, target: Tensor, layout: torch.
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
     full, target = full.contiguous(memory_format=layout), target.contiguous(memory_format=layout)
-    layers = [m for m in unit.modules() if isinstance(m, QuantizedModule)]
-    learned = [p.requires_grad_() for layer in layers for p in layer.parameters(recurse=False)]
+    of_quantizers = {id(p) for quantizer in quantizers(unit) for p in quantizer.parameters()}
+    learned = [p.requires_grad_() for p in unit.parameters() if id(p) not in of_quantizers]
     optimizer = torch.optim.Adam(learned, lr=1e-6)
 
     def step() -> None:
         rows = torch.randint(len(target), (BATCH,), device=target.device)
         optimizer.zero_grad()
-        (unit(full[rows]) - target[rows]).pow(2).sum(1).mean().backward()
+        (unit(full[rows])[0] - target[rows]).pow(2).sum(1).mean().backward()
         optimizer.step()
 
     return step
@@ -107,9 +107,9 @@ def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Calla
     }
     base = ReconConfig(iters=rounds + 100, warm_up=0.0)
     for name, config in (("compiled", replace(base, compile="on")), ("eager", replace(base, compile="off"))):
-        steps = iterations(copy.deepcopy(unit), inputs, target, config, torch.Generator().manual_seed(0))
+        steps = iterations(copy.deepcopy(unit), [inputs], [target], config, torch.Generator().manual_seed(0))
         made[name] = steps.__next__
-    step = plain_step(plain(unit, 0.5), inputs, target, base)
+    step = plain_step(plain(unit, 0.5), [inputs], [target], base)
     made["plain"] = lambda: step(base.weight, base.b_range[0])
     return made
 

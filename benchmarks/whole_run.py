@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from qdrop.config import PRESETS, CacheConfig, QuantConfig, ReconConfig
-from qdrop.models import build_model
-from qdrop.graph.insert import quantize_graph
 from qdrop.graph.capture import capture
+from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan, make_plan
+from qdrop.models import build_model
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.memory import keeping_freed_memory, peak_memory_mb
 from qdrop.solver.precision import layer_arithmetic
@@ -38,7 +38,7 @@ def prepared(images: int, config: ReconConfig, device: torch.device) -> tuple[fx
     """The network with quantizers that are not calibrated, its plan, and the images `[N, 3, 32, 32]`."""
     torch.manual_seed(0)
     data = torch.randn(images, 3, 32, 32)
-    graph = trace(build_model("resnet20", {}, None).eval(), data[:2])
+    graph = capture(build_model("resnet20", {}, None).eval(), data[:2])
     plan = make_plan(graph, QuantConfig(recon=config))
     return quantize_graph(graph, plan).to(device), plan, data
 
@@ -47,8 +47,8 @@ def whole_run(images: int, config: ReconConfig, device: torch.device) -> dict[st
     """Calibrate, and reconstruct every unit: seconds of both, and the peak of memory in MB."""
     model, plan, data = prepared(images, config, device)
     return {
-        "calibration.seconds": _seconds(lambda: calibrate(model, data[:CALIBRATE_RANGE], BATCH, device)),
-        "reconstruction.seconds": _seconds(lambda: list(reconstruct(model, plan, data, config, 0, device))),
+        "calibration.seconds": _seconds(lambda: calibrate(model, {"x": data[:CALIBRATE_RANGE]}, BATCH, device)),
+        "reconstruction.seconds": _seconds(lambda: list(reconstruct(model, plan, {"x": data}, config, 0, device))),
         "peak_memory.mb": peak_memory_mb(device),
     }
 

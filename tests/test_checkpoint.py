@@ -30,8 +30,8 @@ from qdrop.checkpoint import (
 )
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.container import checksum
-from qdrop.quantization.affine import MIN_SCALE
 from qdrop.graph.split import segments
+from qdrop.quantization.affine import MIN_SCALE
 from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
 from qdrop.solver.recon import reconstruct
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from qdrop.config import load_config
-from qdrop.models import build_model
 from qdrop.graph.capture import capture
 from qdrop.graph.plan import make_plan
+from qdrop.models import build_model
 from qdrop.quantization.spec import Kind
 
 EXP = Path(__file__).parents[1] / "exp"
@@ -197,8 +197,8 @@ def test_an_installation_that_fails_is_told_and_tried_again(bare, tmp_path):
 
 @functools.cache
 def graph_of(model_type, size):
-    """The traced network; its weights do not matter here."""
-    return trace(build_model(model_type), torch.zeros(2, 3, size, size))
+    """The captured network; its weights do not matter here."""
+    return capture(build_model(model_type), torch.zeros(2, 3, size, size))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -33,8 +33,10 @@ def test_threads_of_a_command_wait_asleep_unless_the_user_says_otherwise(program
 
 
 def test_torch_is_not_imported_before_it_is_used():
-    shown, _ = python("-c", "import sys, qdrop.cli; print('torch' in sys.modules, qdrop.trace, 'torch' in sys.modules)")
-    assert shown.startswith("False <function trace") and shown.endswith("True\n")
+    shown, _ = python(
+        "-c", "import sys, qdrop.cli; print('torch' in sys.modules, qdrop.capture, 'torch' in sys.modules)"
+    )
+    assert shown.startswith("False <function capture") and shown.endswith("True\n")
 
 
 @pytest.mark.parametrize("name", qdrop.__all__)

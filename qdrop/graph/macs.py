@@ -52,9 +52,11 @@ def share_quantized(wiring: Wiring, macs: Counts, quantized: set[str]) -> float:
 def left_out(wiring: Wiring, macs: Counts) -> Iterator[str]:
     """A note for each operator that stays in full precision though it has weights of two axes or more."""
     every = {n: math.prod(n.meta["shapes"][0]) for n in wiring.nodes if n.op == "get_attr" and n.meta["shapes"]}
+    quantized = {wiring.weight(layer) for layer in wiring.layers}
     for node in wiring.nodes:
         opaque = node.op == "call_function" and row(node).role is Role.OPAQUE
-        if opaque and (weights := sum(map(math.prod, _weights(node)))):
+        alone = quantized.isdisjoint(node.all_input_nodes)  # not the table of words that is also the last layer
+        if opaque and alone and (weights := sum(map(math.prod, _weights(node)))):
             share, work = weights / sum(every.values()), macs.get(node, 0) / max(1, sum(macs.values()))
             yield (
                 f"{where(node)} stays in full precision, with {share:.1%} of the weights and {work:.1%} of the"

@@ -229,6 +229,8 @@ def role(node: fx.Node, activations: set[fx.Node]) -> Role:
         activations: What :func:`activations` returned.
     """
     listed = row(node).role
+    if operation(node) == "getitem" and node.args[0].meta.get("tuple"):  # type: ignore[union-attr]
+        return role(node.args[0], activations)  # type: ignore[arg-type]  # one of several tensors is what all are
     if node.op != "call_function" or node not in activations:
         return listed if node.op == "call_function" else Role.SELECT
     if listed not in (Role.ADD, Role.ARITHMETIC) or operation(node) == "sum":

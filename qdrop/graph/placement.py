@@ -69,6 +69,8 @@ class Wiring:
         def put_on_grid(node: fx.Node) -> None:
             if node in on_grid or node not in self.activations or not holds_tensor(node):
                 return
+            if not node.meta["floating"]:
+                return  # numbers of words, or masks
             inputs = [n for n in node.all_input_nodes if n in self.activations]
             if inputs and self.roles[node] in KEEP_GRID:
                 for source in inputs:
@@ -108,7 +110,7 @@ class Wiring:
 
     def _produces(self, node: fx.Node) -> bool:
         new = self.roles[node] in PRODUCERS or self.roles[node] is Role.FUNCTION
-        return new and node in self.activations and node not in self._prepared
+        return new and node in self.activations and node not in self._prepared and _is_real(node)
 
     def _chain(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """`node` and the functions behind it, each all that reads the one before."""
@@ -163,6 +165,11 @@ class Wiring:
         if modules and modules[-1][1].startswith("torch.nn.modules.") and modules[-1][0]:
             return modules[-1][0]
         return f"{owner(node)}.{operation(node)}".lstrip(".")
+
+
+def _is_real(node: fx.Node) -> bool:
+    """Whether a node's value is one tensor of real numbers, rather than several, or numbers of words."""
+    return bool(node.meta["floating"]) and not node.meta["tuple"]
 
 
 def layer_path(weight: fx.Node) -> str:

@@ -7,7 +7,7 @@ print(plan)
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -111,6 +111,7 @@ def _specs(wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
     extra = {s.node: (s, EXTRA_BITS) for s in (wiring.integer() if config.placement == "integer" else ())}
     sites: dict[fx.Node, tuple[Site, int | None]] = extra | published
     ends = _Ends(wiring)
+    constants = {str(node.target) for node in wiring.nodes if node.op == "get_attr"}
     seen: set[fx.Node] = set()
     for node in wiring.nodes:
         weight = wiring.weight(node) if node in wiring.layers else None
@@ -118,7 +119,7 @@ def _specs(wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
             seen.add(weight)
             yield _weight_spec(weight, node, ends, config)
         if node in sites and config.a_qconfig is not None:
-            yield _activation_spec(*sites[node], ends, config, config.a_qconfig)
+            yield _activation_spec(*sites[node], ends, constants, config, config.a_qconfig)
 
 
 class _Ends:
@@ -148,7 +149,7 @@ def _weight_spec(weight: fx.Node, product: fx.Node, ends: _Ends, config: QuantCo
     bit = _override(config, layer, "w_bit") or bit
     (shape,) = weight.meta["shapes"]
     axis = -1 if q.ch_axis == -1 or len(shape) < 2 else _channel_axis(weight, product) % len(shape)
-    return _spec(f"{weight.target}_quantizer", Kind.WEIGHT, weight, replace(q, ch_axis=axis), bit, shape)
+    return _spec(f"{weight.target}_quantizer", Kind.WEIGHT, weight, q, bit, axis, shape)
 
 
 def _channel_axis(weight: fx.Node, product: fx.Node) -> int:
@@ -157,19 +158,23 @@ def _channel_axis(weight: fx.Node, product: fx.Node) -> int:
     return operator.channels if product.args[operator.operands[1]] is weight else -2
 
 
-def _activation_spec(site: Site, bit: int | None, ends: _Ends, config: QuantConfig, q: QConfig) -> QuantizerSpec:
+def _activation_spec(
+    site: Site, bit: int | None, ends: _Ends, constants: set[str], config: QuantConfig, q: QConfig
+) -> QuantizerSpec:
     width = bit or q.bit
     if ends.last.intersection(site.readers):
         width = config.last_a_bit or width
     width = _override(config, site.name, "a_bit") or width
     shape = site.node.meta["shapes"][0][1:]
-    if not site.node.meta["rows"]:
-        q = replace(q, ch_axis=-1)  # axis 1 may be the images'
-    return _spec(f"{site.name}.output_quantizer", Kind.ACTIVATION, site.node, q, width, shape)
+    joint = "_" if site.name in constants else "."  # a tensor holds no module
+    axis = q.ch_axis if site.node.meta["rows"] else -1  # else axis 1 may be the images'
+    return _spec(f"{site.name}{joint}output_quantizer", Kind.ACTIVATION, site.node, q, width, axis, shape)
 
 
-def _spec(name: str, kind: Kind, node: fx.Node, q: QConfig, bit: int, shape: tuple[int, ...]) -> QuantizerSpec:
-    return QuantizerSpec(name, kind, node.name, q.quantizer, q.observer, bit, q.symmetric, q.ch_axis, tuple(shape))
+def _spec(
+    name: str, kind: Kind, node: fx.Node, q: QConfig, bit: int, axis: int, shape: tuple[int, ...]
+) -> QuantizerSpec:
+    return QuantizerSpec(name, kind, node.name, q.quantizer, q.observer, bit, q.symmetric, axis, tuple(shape))
 
 
 def _override(config: QuantConfig, name: str, key: str) -> int | None:

@@ -47,6 +47,8 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        n.meta["shapes"] = [tuple(v.shape) for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+        tensors = [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+        n.meta["shapes"] = [tuple(v.shape) for v in tensors]
+        n.meta["floating"] = all(v.is_floating_point() for v in tensors)
         n.meta["tuple"] = isinstance(value, (tuple, list))
         return value

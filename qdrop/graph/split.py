@@ -77,20 +77,33 @@ def _grouped(model: fx.GraphModule, plan: Plan, computed: set[fx.Node]) -> list[
 
 
 def _in_order(groups: list[_Group]) -> list[_Group]:
-    """Groups so that each comes after those it reads, else as they are."""
+    """Groups so that each comes after those it reads, else as they are; what needs each other becomes one.
+
+    Raises:
+        GraphError: If a unit is among these.
+    """
     home = {node: index for index, group in enumerate(groups) for node in group.nodes}
     order = networkx.DiGraph()
     order.add_nodes_from(range(len(groups)))
     for index, group in enumerate(groups):
         read, _ = boundary(group.nodes, set(home))
         order.add_edges_from((home[node], index) for node in read if node in home)
-    try:
-        return [groups[index] for index in networkx.lexicographical_topological_sort(order)]
-    except networkx.NetworkXUnfeasible as error:
+    knots = networkx.condensation(order)
+    members = {knot: sorted(found) for knot, found in knots.nodes(data="members")}
+    return [
+        _joined([groups[index] for index in members[knot]])
+        for knot in networkx.lexicographical_topological_sort(knots, key=members.__getitem__)
+    ]
+
+
+def _joined(groups: list[_Group]) -> _Group:
+    """One group of several that need each other's results."""
+    if len(groups) > 1 and any(group.unit is not None for group in groups):
         raise GraphError(
             "two parts of the network need each other's results with windows folded into the batch between them; try"
             " the other recon.granularity, or round to the nearest (no recon)"
-        ) from error
+        )
+    return _Group(groups[0].unit, [node for group in groups for node in group.nodes])
 
 
 def _merged(groups: list[_Group]) -> list[_Group]:

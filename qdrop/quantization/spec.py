@@ -54,8 +54,9 @@ class QuantizerSpec:
     @property
     def layer(self) -> str:
         """Path of the layer or of what else produces the value: the quantizer's name without its last part."""
-        holder, _, name = self.name.rpartition(".")
-        return holder if holder and name in ("weight_quantizer", "output_quantizer") else self.tensor
+        if self.kind is Kind.WEIGHT:
+            return self.tensor.removesuffix(".weight")
+        return self.name.removesuffix("output_quantizer")[:-1]
 
     @property
     def tensor(self) -> str:

@@ -9,7 +9,7 @@ from qdrop.quantization.state import quantizing
 @pytest.fixture
 def path(tmp_path):
     """A quantized network with residual blocks, all of whose convolutions but the first compute in integers."""
-    model, _ = quantized(network("residual"), bits(4, 4, branch_bit=8))
+    model, _ = quantized(network("residual"), bits(4, 4, placement="integer"))
     with quantizing(model):
         export_onnx(model, images(1), tmp_path / "model.onnx", "int8")
     return tmp_path / "model.onnx"

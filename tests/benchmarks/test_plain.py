@@ -7,8 +7,9 @@ from networks import images, network, quantized
 from benchmarks.fidelity import reconstruct_plainly, rows
 from benchmarks.plain_step import plain, plain_step
 from qdrop.config import ReconConfig
+from qdrop.graph.scopes import learning_rounding
 from qdrop.graph.split import segments
-from qdrop.quantization.state import adarounds, learning_rounding, quantizing
+from qdrop.quantization.state import adarounds, quantizing
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.unit import unit_generator
 
@@ -26,14 +27,14 @@ def a_unit():
 def test_plain_quantizers_are_ours():
     unit, inputs, _ = a_unit()
     with quantizing(unit), learning_rounding(unit), torch.no_grad():
-        torch.testing.assert_close(plain(unit, keep=1.0)(inputs.full), unit(inputs.full), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(plain(unit, keep=1.0)(inputs.full)[0], unit(inputs.full)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_plain_step_learns():
     unit, inputs, target = a_unit()
     twin = plain(unit, keep=0.5)
     before = {name: p.detach().clone() for name, p in twin.named_parameters()}
-    plain_step(twin, inputs, target, ReconConfig(batch_size=4))(0.01, 20.0)
+    plain_step(twin, [inputs], [target], ReconConfig(batch_size=4))(0.01, 20.0)
     moved = {name for name, p in twin.named_parameters() if not torch.equal(p, before[name])}
     assert {name.rpartition(".")[2] for name in moved} == {"alpha", "scale"}
 
@@ -44,11 +45,11 @@ def test_plain_reconstruction_lowers_the_error(iters):
 
     def error():
         with quantizing(unit), torch.no_grad():
-            return (unit(inputs.quantized) - target).square().mean().item()
+            return (unit(inputs.quantized)[0] - target).square().mean().item()
 
     before, nearest = error(), [q.levels.clone() for q in adarounds(unit)]
     config = ReconConfig(batch_size=4, iters=iters, round_lr=0.05)
-    share = reconstruct_plainly(unit, inputs, target, config, unit_generator(0, "body.0"), watch=None)
+    share = reconstruct_plainly(unit, [inputs], [target], config, unit_generator(0, "body.0"), watch=None)
     flipped = sum(int((q.levels != old).sum()) for q, old in zip(adarounds(unit), nearest, strict=True))
     assert share == pytest.approx(flipped / sum(old.numel() for old in nearest)) and share > 0
     assert error() < before

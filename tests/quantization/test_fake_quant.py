@@ -118,7 +118,7 @@ def test_everything_is_registered_with_its_final_shape(spec):
     quantizer.set_range(*observer.range())
     if isinstance(quantizer, AdaRoundFakeQuantize):
         quantizer.round_to_nearest(values)
-        quantizer.settle(values)
+        quantizer.harden(values)
     quantizer.active = True
     quantizer(values)
     assert {key: value.shape for key, value in quantizer.state_dict().items()} == before
@@ -306,14 +306,14 @@ def test_adaround_off_is_round_to_nearest(bit, symmetric):
     assert quantizer.levels.min() >= 0 and quantizer.levels.max() <= 2**bit - 1
 
 
-def test_adaround_settles_without_learning_at_the_nearest():
+def test_adaround_hardens_without_learning_at_the_nearest():
     quantizer, weight = adaround()
     nearest = quantizer.levels.clone()
-    assert quantizer.settle(weight) == 0
+    assert quantizer.harden(weight) == 0
     assert torch.equal(quantizer.levels, nearest)
 
 
-def test_adaround_settles_where_alpha_says():
+def test_adaround_hardens_where_alpha_says():
     quantizer, weight = adaround(bit=4)
     ratio, zero_point = steps(quantizer, weight)
     up = random(weight.shape, 5) > 0
@@ -322,21 +322,21 @@ def test_adaround_settles_where_alpha_says():
         quantizer.alpha[0, 0] = 0.0  # a tie goes up
     up[0, 0] = True
     nearest = quantizer.levels.clone()
-    share = quantizer.settle(weight)
+    share = quantizer.harden(weight)
     expected = (ratio.floor() + up + zero_point).clamp(0, 15)
     assert torch.equal(quantizer.levels.float(), expected)
     assert share == pytest.approx((quantizer.levels != nearest).float().mean().item())
     torch.testing.assert_close(quantizer(weight), (expected - zero_point) * (weight / ratio), rtol=1e-4, atol=1e-6)
 
 
-def test_adaround_settles_once():
+def test_adaround_hardens_once():
     """Settling twice gives the same integers: a resumed run may do so."""
     quantizer, weight = adaround(bit=4)
     with torch.no_grad():
         quantizer.alpha.copy_(random(weight.shape, 5))
-    quantizer.settle(weight)
+    quantizer.harden(weight)
     once = quantizer.levels.clone()
-    quantizer.settle(weight)
+    quantizer.harden(weight)
     assert torch.equal(quantizer.levels, once)
 
 
@@ -360,5 +360,5 @@ def test_adaround_leaves_the_weight():
     before = weight.clone()
     quantizer.floor = quantizer.rounded_down(weight)
     quantizer(weight)
-    quantizer.settle(weight)
+    quantizer.harden(weight)
     assert torch.equal(weight, before)

@@ -28,7 +28,7 @@ def data(device, dtype="float32", folder=None, places=None):
         )
         value[0:N] = values(seed)
         stored.append(value)
-    return Batches(Pair(*stored[:2]), stored[2], CPU)
+    return Batches([Pair(*stored[:2])], [stored[2]], CPU)
 
 
 def draws(count=7):
@@ -44,7 +44,7 @@ def test_batches_come_in_order(device, dtype, tmp_path):
     seen = list(source.stream(draws()))
     assert len(source) == N and len(seen) == 7
     for rows, batch in zip(draws(), seen, strict=True):
-        for tensor, value in zip((batch.full, batch.quantized, batch.target), expected, strict=True):
+        for tensor, value in zip((*batch.full, *batch.quantized, *batch.target), expected, strict=True):
             assert tensor.dtype == torch.float32 and torch.equal(tensor, value[rows])
 
 
@@ -69,9 +69,21 @@ def test_main_memory_is_waited_for(monkeypatch):
 
 def test_plain_tensors_do():
     one = values(0)
-    batch = Batches(Pair(one, one), values(1), CPU).gather(torch.tensor([3, 3, 0]))
-    assert torch.equal(batch.full, one[[3, 3, 0]]) and batch.quantized is batch.full
-    assert torch.equal(batch.target, values(1)[[3, 3, 0]])
+    batch = Batches([Pair(one, one)], [values(1)], CPU).gather(torch.tensor([3, 3, 0]))
+    assert torch.equal(batch.full[0], one[[3, 3, 0]]) and batch.quantized[0] is batch.full[0]
+    assert torch.equal(batch.target[0], values(1)[[3, 3, 0]])
+
+
+def test_several_inputs_and_targets():
+    given = [values(seed) for seed in range(6)]
+    batches = Batches([Pair(*given[:2]), Pair(*given[2:4])], given[4:], CPU)
+    batch = batches.gather(torch.tensor([2, 0, 2]))
+    found = [*zip(batch.full, batch.quantized, strict=True), batch.target]
+    expected = [given[:2], given[2:4], given[4:]]
+    assert len(batches) == N and [len(values) for values in found] == [2, 2, 2]
+    assert all(
+        torch.equal(a, b[[2, 0, 2]]) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)
+    )
 
 
 @pytest.mark.parametrize("places", [("disk", "cpu", "cpu"), ("cpu", "cpu", "disk")])
@@ -134,6 +146,6 @@ def test_batches_on_a_gpu(device, dtype, tmp_path):
     for seed, value in enumerate(stored):
         value[0:N] = values(seed).to(gpu)
     expected = [values(seed).to(getattr(torch, dtype)).float() for seed in range(3)]
-    for rows, batch in zip(draws(), Batches(Pair(*stored[:2]), stored[2], gpu).stream(draws()), strict=True):
-        for tensor, value in zip((batch.full, batch.quantized, batch.target), expected, strict=True):
+    for rows, batch in zip(draws(), Batches([Pair(*stored[:2])], [stored[2]], gpu).stream(draws()), strict=True):
+        for tensor, value in zip((*batch.full, *batch.quantized, *batch.target), expected, strict=True):
             assert tensor.is_cuda and torch.equal(tensor.cpu(), value[rows])

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def walk(request):
     """The segments of a network, and the cache before the first."""
     parts = segments(*quantized(network(request.param)))
-    return parts, lambda: ActivationCache(images(), parts[0].inputs[0], parts)
+    return parts, lambda: ActivationCache({"x": images()}, parts)
 
 
 def known(cache, names):
@@ -78,7 +78,7 @@ def test_run_all(name, batch_size):
     model = network(name)
     with torch.no_grad():
         expected = model(images())
-    (out,) = run_all(model, (images(),), batch_size, CPU)
+    (out,) = run_all(lambda x: (model(x),), (images(),), batch_size, CPU)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     assert not out.requires_grad
 

@@ -43,7 +43,7 @@ def test_an_estimate_takes_some_time_too(clock):
 def test_units_cost_in_the_order_of_the_plan_and_stay_as_they_are():
     graph, plan = quantized(network("residual"))
     before = {key: value.clone() for key, value in graph.state_dict().items()}
-    costs = unit_costs(graph, plan, images(), torch.device("cpu"))
+    costs = unit_costs(graph, plan, {"x": images()}, torch.device("cpu"))
     assert list(costs) == [unit.module for unit in plan.units]
     assert all(cost > 0 for cost in costs.values())
     assert all(torch.equal(before[key], value) for key, value in graph.state_dict().items())

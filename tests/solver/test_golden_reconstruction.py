@@ -17,12 +17,12 @@ from networks import bits
 from torch import Tensor, fx
 
 from qdrop.config import ReconConfig
-from qdrop.models import build_model
+from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph
+from qdrop.graph.plan import Plan, make_plan
 from qdrop.graph.scopes import calibrating
 from qdrop.graph.split import segments
-from qdrop.graph.capture import capture
-from qdrop.graph.plan import Plan, make_plan
+from qdrop.models import build_model
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, run_all
 from qdrop.solver.unit import reconstruct_unit

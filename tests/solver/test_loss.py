@@ -3,7 +3,7 @@ import torch
 from networks import weight_spec
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.solver.loss import RoundingSchedule, reconstruction_loss, rounding_loss
+from qdrop.solver.loss import RoundingSchedule, reconstruction_loss, rounding_loss, squared_error
 
 
 def random(*shape, seed=0):
@@ -22,18 +22,25 @@ def test_reconstruction_loss(shape):
     """The sum over channels, the mean over images and positions."""
     out, target = random(*shape), random(*shape, seed=1)
     expected = ((out - target) ** 2).sum(1).mean()
-    torch.testing.assert_close(reconstruction_loss(out, target), expected)
-    assert reconstruction_loss(out, out) == 0
+    torch.testing.assert_close(squared_error(out, target), expected)
+    assert squared_error(out, out) == 0
 
 
 def test_reconstruction_loss_of_one_number_for_each_image():
     out, target = random(6), random(6, seed=1)
-    torch.testing.assert_close(reconstruction_loss(out, target), ((out - target) ** 2).mean())
+    torch.testing.assert_close(squared_error(out, target), ((out - target) ** 2).mean())
+
+
+def test_reconstruction_loss_of_several_outputs_is_their_sum():
+    outs, targets = ([random(4, 3, 5, 6, seed=s), random(4, 7, seed=s + 1)] for s in (0, 2))
+    expected = sum(squared_error(out, target) for out, target in zip(outs, targets, strict=True))
+    torch.testing.assert_close(reconstruction_loss(outs, targets), expected)
+    assert torch.equal(reconstruction_loss(outs[:1], targets[:1]), squared_error(outs[0], targets[0]))
 
 
 def test_reconstruction_loss_gradient():
     out, target = random(4, 3, 5, 6).requires_grad_(), random(4, 3, 5, 6, seed=1)
-    reconstruction_loss(out, target).backward()
+    squared_error(out, target).backward()
     torch.testing.assert_close(out.grad, (2 * (out - target) / (4 * 5 * 6)).detach())
 
 

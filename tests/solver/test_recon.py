@@ -10,9 +10,10 @@ import torch
 from networks import NETWORKS, Network, OpenWindows, Windowed, bits, filled, images, network, quantized
 
 from qdrop.config import ActivationQConfig, CacheConfig, QuantConfig, ReconConfig
+from qdrop.graph.insert import quantized_weights
 from qdrop.graph.split import segments
 from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import adarounds, quantized_modules, quantizers, quantizing
+from qdrop.quantization.state import adarounds, quantizers, quantizing
 from qdrop.solver import batches, recon
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.compiler import Compiler
@@ -78,7 +79,7 @@ def fixed_batches(count=12):
 
 def walk(name="residual", config=CONFIG, seed=0, quant=None, granularity="block", **kwargs):
     graph, plan = quantized(network(name), quant, granularity)
-    reports = list(reconstruct(graph, plan, images(), config, seed, CPU, **kwargs))
+    reports = list(reconstruct(graph, plan, {"x": images()}, config, seed, CPU, **kwargs))
     return graph, plan, reports
 
 
@@ -91,7 +92,7 @@ def test_never_dropping_uses_no_randomness(seed):
     results = []
     for generator in (torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)):
         unit, inputs, target = a_unit()
-        reconstruct_unit(unit, inputs, target, replace(CONFIG, drop_prob=1.0), generator, fixed_batches())
+        reconstruct_unit(unit, [inputs], [target], replace(CONFIG, drop_prob=1.0), generator, fixed_batches())
         results.append(learned(unit))
     assert differing(*results) == set()
 
@@ -100,7 +101,7 @@ def test_dropping_does_use_randomness():
     results = []
     for seed in (0, 99):
         unit, inputs, target = a_unit()
-        reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator().manual_seed(seed), fixed_batches())
+        reconstruct_unit(unit, [inputs], [target], CONFIG, torch.Generator().manual_seed(seed), fixed_batches())
         results.append(learned(unit))
     assert {"alpha", "scale"} <= differing(*results)
 
@@ -118,7 +119,7 @@ def test_always_dropping_leaves_the_activations_alone():
         def watch(step, found=found):
             found.append(step.reconstruction.item())
 
-        reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), watch, recording)
+        reconstruct_unit(unit, [inputs], [target], config, torch.Generator(), fixed_batches(), watch, recording)
         losses.append(found)
         states.append({key: value for key, value in learned(unit).items() if "weight_quantizer" in key})
         assert differing(before, learned(unit)) == {"alpha"} or differing(before, learned(unit)) == {"alpha", "levels"}
@@ -133,10 +134,8 @@ def test_always_dropping_leaves_the_activations_alone():
 def test_the_input_is_dropped_too(prob, side):
     unit, inputs, target = a_unit()
     seen = []
-    handle = next(m for m in unit.modules() if m in quantized_modules(unit)).register_forward_pre_hook(
-        lambda module, args: seen.append(args[0].detach().clone())
-    )
-    reconstruct_unit(unit, inputs, target, replace(CONFIG, drop_prob=prob), torch.Generator(), fixed_batches())
+    handle = unit.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    reconstruct_unit(unit, [inputs], [target], replace(CONFIG, drop_prob=prob), torch.Generator(), fixed_batches())
     handle.remove()
     assert torch.equal(seen[0], getattr(inputs, side)[torch.arange(4)])
 
@@ -144,18 +143,17 @@ def test_the_input_is_dropped_too(prob, side):
 def test_input_probability_of_its_own():
     unit, inputs, target = a_unit()
     seen = []
-    first = quantized_modules(unit)[0]
-    first.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    unit.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
     config = replace(CONFIG, drop_prob=0.5, input_prob=1.0)
-    reconstruct_unit(unit, inputs, target, config, torch.Generator().manual_seed(0), fixed_batches())
+    reconstruct_unit(unit, [inputs], [target], config, torch.Generator().manual_seed(0), fixed_batches())
     assert torch.equal(seen[0], inputs.quantized[:4])
 
 
 def test_half_of_the_input_is_dropped():
     unit, inputs, target = a_unit()
     seen = []
-    quantized_modules(unit)[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator().manual_seed(0), fixed_batches())
+    unit.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    reconstruct_unit(unit, [inputs], [target], CONFIG, torch.Generator().manual_seed(0), fixed_batches())
     differs = inputs.full[:4] != inputs.quantized[:4]
     kept = seen[0] == inputs.quantized[:4]
     assert torch.equal(seen[0], torch.where(kept, inputs.quantized[:4], inputs.full[:4]))
@@ -169,7 +167,7 @@ def test_half_of_the_input_is_dropped():
 def test_everything_of_the_unit_learns():
     unit, inputs, target = a_unit()
     before = learned(unit)
-    reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator().manual_seed(0))
+    reconstruct_unit(unit, [inputs], [target], CONFIG, torch.Generator().manual_seed(0))
     after = learned(unit)
     for key in before:
         leaf = key.rpartition(".")[2]
@@ -180,7 +178,7 @@ def test_everything_of_the_unit_learns():
 def test_fewer_batches_than_iterations():
     unit, inputs, target = a_unit()
     with pytest.raises(ValueError, match="3 batches are given; expected as many as iterations, 12"):
-        reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator(), fixed_batches(3))
+        reconstruct_unit(unit, [inputs], [target], CONFIG, torch.Generator(), fixed_batches(3))
 
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])
@@ -201,7 +199,7 @@ def test_a_batch_is_let_go_of_before_the_next_is_brought(place, monkeypatch, tmp
 
     monkeypatch.setattr(Stored, "room", watched)
     config = replace(CONFIG, compile="off")
-    reconstruct_unit(unit, Pair(*stored[:2]), stored[2], config, torch.Generator().manual_seed(0))
+    reconstruct_unit(unit, [Pair(*stored[:2])], [stored[2]], config, torch.Generator().manual_seed(0))
     assert len(most) == 12 and max(most) == (1 if place == "cpu" else 1 + batches.AHEAD)
 
 
@@ -211,7 +209,7 @@ def test_first_steps_are_those_of_adam():
     before = learned(unit)
     config = replace(CONFIG, iters=1, drop_prob=1.0)
     recording = Recording()
-    reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), compiler=recording)
+    reconstruct_unit(unit, [inputs], [target], config, torch.Generator(), fixed_batches(), compiler=recording)
     after, (gradients,) = learned(unit), recording.gradients
     assert all(p.grad is None for p in unit.parameters())
     for rounding in adarounds(unit):
@@ -237,7 +235,7 @@ def test_rate_of_the_scales_falls_to_zero_by_a_cosine():
     def watch(step):
         seen.append(scale.item())
 
-    reconstruct_unit(unit, inputs, target, config, torch.Generator(), same, watch)
+    reconstruct_unit(unit, [inputs], [target], config, torch.Generator(), same, watch)
     steps = torch.tensor(seen).diff().abs()
     rates = 1e-3 * (1 + torch.cos(math.pi * torch.arange(50) / 50)) / 2
     assert steps[0].item() == pytest.approx(1e-3, rel=0.01)
@@ -247,7 +245,7 @@ def test_rate_of_the_scales_falls_to_zero_by_a_cosine():
 def test_watched_losses():
     unit, inputs, target = a_unit()
     steps = []
-    reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator().manual_seed(0), watch=steps.append)
+    reconstruct_unit(unit, [inputs], [target], CONFIG, torch.Generator().manual_seed(0), watch=steps.append)
     assert [step.iteration for step in steps] == list(range(1, 13))
     assert [step.rounding.item() == 0 for step in steps] == [t < 0.2 * 12 for t in range(1, 13)]
     assert all(not step.reconstruction.requires_grad for step in steps)
@@ -257,15 +255,15 @@ def test_first_loss_is_that_of_the_calibrated_unit():
     """Soft weights, quantized activations and input, sum over channels and mean over the rest."""
     unit, inputs, target = a_unit()
     with quantizing(unit, weights=False), torch.no_grad():
-        out = unit(inputs.quantized[:4])
+        (out,) = unit(inputs.quantized[:4])
     steps = []
     config = replace(CONFIG, drop_prob=1.0, iters=1)
     for rounding in adarounds(unit):  # so wide that soft weights are the weights
         rounding.scale.mul_(4)
         rounding.zero_point.fill_(2)
-    for layer in quantized_modules(unit):
-        layer.weight_quantizer.round_to_nearest(layer.weight)
-    reconstruct_unit(unit, inputs, target, config, torch.Generator(), fixed_batches(), steps.append)
+    for found in quantized_weights(unit):
+        found.quantizer.round_to_nearest(found.weight)
+    reconstruct_unit(unit, [inputs], [target], config, torch.Generator(), fixed_batches(), steps.append)
     assert steps[0].reconstruction.item() == pytest.approx(((out - target[:4]) ** 2).sum(1).mean().item(), rel=1e-3)
 
 
@@ -273,7 +271,7 @@ def test_share_of_flipped_weights():
     unit, inputs, target = a_unit()
     nearest = {q.spec.name: q.levels.clone() for q in adarounds(unit)}
     config = replace(CONFIG, iters=60, round_lr=0.05)
-    share = reconstruct_unit(unit, inputs, target, config, torch.Generator().manual_seed(0))
+    share = reconstruct_unit(unit, [inputs], [target], config, torch.Generator().manual_seed(0))
     flipped = sum((q.levels != nearest[q.spec.name]).sum().item() for q in adarounds(unit))
     assert share == pytest.approx(flipped / sum(q.levels.numel() for q in adarounds(unit)))
     assert share > 0
@@ -290,7 +288,7 @@ def test_other_activation_quantizers(quantizer):
     config = QuantConfig(a_qconfig=ActivationQConfig(quantizer))
     unit, inputs, target = a_unit(config=config)
     before = learned(unit)
-    reconstruct_unit(unit, inputs, target, CONFIG, torch.Generator().manual_seed(0))
+    reconstruct_unit(unit, [inputs], [target], CONFIG, torch.Generator().manual_seed(0))
     moved = {key for key, value in learned(unit).items() if not torch.equal(value, before[key])}
     leaves = {key.rpartition(".")[2] for key in moved if "output_quantizer" in key}
     assert leaves == (set() if quantizer == "FixedFakeQuantize" else {"scale", "zero_point"})
@@ -298,7 +296,7 @@ def test_other_activation_quantizers(quantizer):
 
 def test_scales_stay_positive():
     unit, inputs, target = a_unit()
-    reconstruct_unit(unit, inputs, target, replace(CONFIG, scale_lr=0.5), torch.Generator().manual_seed(0))
+    reconstruct_unit(unit, [inputs], [target], replace(CONFIG, scale_lr=0.5), torch.Generator().manual_seed(0))
     assert all((q.scale > 0).all() for q in quantizers(unit))
 
 
@@ -335,9 +333,9 @@ def test_a_unit_alone_ends_as_in_the_walk(index, monkeypatch):
     given = {}
     original = recon.reconstruct_unit
 
-    def record(unit, inputs, target, *args, **kwargs):
-        given[len(given)] = (Pair(rows(inputs.full), rows(inputs.quantized)), rows(target))
-        return original(unit, inputs, target, *args, **kwargs)
+    def record(unit, pairs, targets, *args, **kwargs):
+        given[len(given)] = [Pair(rows(pair.full), rows(pair.quantized)) for pair in pairs], [*map(rows, targets)]
+        return original(unit, pairs, targets, *args, **kwargs)
 
     monkeypatch.setattr(recon, "reconstruct_unit", record)
     graph, plan, _ = walk(seed=5)
@@ -374,7 +372,7 @@ def test_any_network(name, granularity):
 @pytest.mark.parametrize("model", [lambda: Network(Windowed()), OpenWindows], ids=["block", "open"])
 def test_windows_folded_into_the_batch(model, granularity):
     graph, plan = quantized(filled(model()), granularity=granularity)
-    reports = list(reconstruct(graph, plan, images(), replace(CONFIG, iters=2), 0, CPU))
+    reports = list(reconstruct(graph, plan, {"x": images()}, replace(CONFIG, iters=2), 0, CPU))
     assert [report.unit for report in reports] == [unit.module for unit in plan.units]
     with quantizing(graph), torch.no_grad():
         assert graph(images()).isfinite().all()
@@ -383,7 +381,7 @@ def test_windows_folded_into_the_batch(model, granularity):
 def test_weights_are_never_written():
     graph, plan = quantized(network("residual"))
     before = {key: v.clone() for key, v in graph.state_dict().items() if "quantizer" not in key}
-    list(reconstruct(graph, plan, images(), CONFIG, 0, CPU))
+    list(reconstruct(graph, plan, {"x": images()}, CONFIG, 0, CPU))
     after = graph.state_dict()
     assert before and all(torch.equal(after[key], value) for key, value in before.items())
     with torch.no_grad():
@@ -394,7 +392,7 @@ def test_weights_are_never_written():
 def test_images_are_never_written():
     given = images()
     graph, plan = quantized(network("residual"))
-    list(reconstruct(graph, plan, given, CONFIG, 0, CPU))
+    list(reconstruct(graph, plan, {"x": given}, CONFIG, 0, CPU))
     assert torch.equal(given, images())
 
 
@@ -404,15 +402,16 @@ def test_each_unit_reads_what_the_ones_before_wrote(keep_gpu, monkeypatch):
     seen = []
     original = recon.reconstruct_unit
 
-    def record(unit, inputs, target, *args, **kwargs):
+    def record(unit, pairs, targets, *args, **kwargs):
         with quantizing(graph), torch.no_grad():  # quantized so far: later units do not matter
             values = {}
             hooks = hook_outputs(graph, values)
             graph(images())
         for hook in hooks:
             hook.remove()
+        (inputs,), (target,) = pairs, targets
         seen.append((rows(inputs.full), rows(inputs.quantized), rows(target), values))
-        return original(unit, inputs, target, *args, **kwargs)
+        return original(unit, pairs, targets, *args, **kwargs)
 
     def hook_outputs(model, values):
         return [
@@ -428,7 +427,7 @@ def test_each_unit_reads_what_the_ones_before_wrote(keep_gpu, monkeypatch):
         full["head"] = graph(images())
     for hook in hooks:
         hook.remove()
-    list(reconstruct(graph, plan, images(), replace(CONFIG, keep_gpu=keep_gpu), 0, CPU))
+    list(reconstruct(graph, plan, {"x": images()}, replace(CONFIG, keep_gpu=keep_gpu), 0, CPU))
     outputs = ["stem.0.output_quantizer", "body.0.add.output_quantizer", "body.1.add.output_quantizer", "head"]
     assert len(seen) == 4
     for index, (full_input, quantized_input, target, values) in enumerate(seen):
@@ -441,18 +440,26 @@ def test_each_unit_reads_what_the_ones_before_wrote(keep_gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nothing_is_run_again_from_the_image(name):
-    """Each layer sees every image three times (full precision, before, after) and the drawn batches."""
+def test_nothing_is_run_again_from_the_image(name, monkeypatch):
+    """Each unit sees every image three times (full precision, before, after) and the drawn batches."""
     config = replace(CONFIG, iters=5, batch_size=2)
     graph, plan = quantized(network(name))
     seen = Counter()
-    for layer in quantized_modules(graph):
-        layer.register_forward_hook(
-            lambda layer, args, out: seen.update({layer.weight_quantizer.spec.name: len(args[0])})
-        )
-    list(reconstruct(graph, plan, images(8), config, 0, CPU))
-    assert len(seen) == len(quantized_modules(graph))
-    assert set(seen.values()) == {3 * 8 + 5 * 2}
+
+    def watched(*args):
+        parts = segments(*args)
+        for part in parts:
+            part.module.register_forward_hook(
+                lambda module, args, out, name=part.name: seen.update({name: len(args[0])})
+            )
+        return parts
+
+    monkeypatch.setattr(recon, "segments", watched)
+    list(reconstruct(graph, plan, {"x": images(8)}, config, 0, CPU))
+    units = {unit.module for unit in plan.units}
+    assert units < seen.keys() or units == seen.keys()
+    assert {seen[name] for name in units} == {3 * 8 + 5 * 2}
+    assert {seen[name] for name in seen.keys() - units} <= {2 * 8}
 
 
 def test_values_are_dropped_after_their_last_reader(monkeypatch):
@@ -487,7 +494,7 @@ def test_reports_say_what_the_unit_does():
     graph, plan = quantized(network("residual"))
     parts = {part.name: part for part in segments(graph, plan)}
     full, quantized_input = images(), images()
-    for report in reconstruct(graph, plan, images(), CONFIG, 0, CPU):
+    for report in reconstruct(graph, plan, {"x": images()}, CONFIG, 0, CPU):
         module = parts[report.unit].module
         assert 0 <= report.flipped <= 1 and report.seconds > 0
         if report.unit != "head":  # the pooling before it is not in a unit
@@ -502,10 +509,10 @@ def test_loss_before_is_round_to_nearest():
     graph, plan = quantized(network("residual"))
     part = segments(graph, plan)[0]
     with torch.no_grad():
-        target = part.module(images())
+        (target,) = part.module(images())
         with quantizing(part.module):
-            expected = (part.module(images()) - target).square().sum(1).mean().item()
-    report = next(reconstruct(graph, plan, images(), CONFIG, 0, CPU))
+            expected = (part.module(images())[0] - target).square().sum(1).mean().item()
+    report = next(reconstruct(graph, plan, {"x": images()}, CONFIG, 0, CPU))
     assert report.loss_before == pytest.approx(expected, rel=1e-4)
 
 
@@ -513,7 +520,7 @@ def test_loss_before_is_round_to_nearest():
 def test_any_number_of_images(batch_size, count):
     graph, plan = quantized(network("residual"))
     config = replace(CONFIG, iters=2, batch_size=batch_size)
-    assert len(list(reconstruct(graph, plan, images(count), config, 0, CPU))) == 4
+    assert len(list(reconstruct(graph, plan, {"x": images(count)}, config, 0, CPU))) == 4
 
 
 def test_watch_names_the_unit():
@@ -529,7 +536,7 @@ def test_images_that_are_not_finite(value):
     broken = images()
     broken[:, 0, 0, 0] = value
     with pytest.raises(ReconstructionError, match=r"unit 'stem\.0': the loss is"):
-        list(reconstruct(graph, plan, broken, CONFIG, 0, CPU))
+        list(reconstruct(graph, plan, {"x": broken}, CONFIG, 0, CPU))
     assert not any(q.active for q in quantizers(graph))
 
 
@@ -537,7 +544,7 @@ def test_weights_that_are_not_finite_name_their_unit():
     graph, plan = quantized(network("residual"))
     layer = graph.get_submodule("body.1.conv1")
     layer.weight.data = torch.full_like(layer.weight, math.nan)
-    reports = reconstruct(graph, plan, images(), CONFIG, 0, CPU)
+    reports = reconstruct(graph, plan, {"x": images()}, CONFIG, 0, CPU)
     assert [next(reports).unit, next(reports).unit] == ["stem.0", "body.0"]
     with pytest.raises(ReconstructionError, match=r"unit 'body\.1'.*iteration"):
         next(reports)
@@ -549,7 +556,7 @@ def test_stops_within_a_hundred_iterations():
     config = replace(CONFIG, iters=250)
     target = torch.full((8, 6, 8, 8), math.nan)
     with pytest.raises(ReconstructionError, match="iteration 100"):
-        reconstruct_unit(unit, inputs, target, config, torch.Generator().manual_seed(0), watch=steps.append)
+        reconstruct_unit(unit, [inputs], [target], config, torch.Generator().manual_seed(0), watch=steps.append)
     assert len(steps) < 101
     assert not any(q.active or q.drop for q in quantizers(unit))
 
@@ -573,5 +580,5 @@ def test_tf32_is_for_the_iterations_alone(precision, monkeypatch):
 
 def test_tf32_on_a_cpu_is_announced(caplog):
     graph, plan = quantized(network("residual"))
-    next(iter(reconstruct(graph, plan, images(), replace(CONFIG, precision="tf32"), 0, CPU)))
+    next(iter(reconstruct(graph, plan, {"x": images()}, replace(CONFIG, precision="tf32"), 0, CPU)))
     assert "recon.precision = tf32 needs a GPU" in caplog.text

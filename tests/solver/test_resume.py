@@ -258,11 +258,11 @@ def test_a_folder_on_a_read_only_disk_is_told_at_once(tmp_path, monkeypatch, cap
 def test_restores_what_was_learned_and_the_report(tmp_path):
     graph, plan = quantized(network("residual"))
     finished = FinishedUnits(tmp_path / "r", plan, {"a": 1})
-    reports = list(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=finished))
+    reports = list(reconstruct(graph, plan, {"x": images()}, RECON, 0, CPU, finished=finished))
     assert len(finished) == len(plan.units) and finished.seconds == 0
     again, _ = quantized(network("residual"))
     found = FinishedUnits(tmp_path / "r", plan, {"a": 1})
-    assert [asdict(r) for r in reconstruct(again, plan, images(), RECON, 0, CPU, finished=found)] == [
+    assert [asdict(r) for r in reconstruct(again, plan, {"x": images()}, RECON, 0, CPU, finished=found)] == [
         asdict(r) for r in reports
     ]
     assert found.seconds == pytest.approx(sum(report.seconds for report in reports))
@@ -272,7 +272,9 @@ def test_restores_what_was_learned_and_the_report(tmp_path):
 
 def test_units_without_a_record_of_their_run_count_for_nothing(tmp_path):
     graph, plan = quantized(network("residual"))
-    list(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=FinishedUnits(tmp_path / "r", plan, {"a": 1})))
+    list(
+        reconstruct(graph, plan, {"x": images()}, RECON, 0, CPU, finished=FinishedUnits(tmp_path / "r", plan, {"a": 1}))
+    )
     (tmp_path / "r" / "run.json").unlink()
     assert len(FinishedUnits(tmp_path / "r", plan, {"a": 2})) == 0
     assert not list((tmp_path / "r").glob("*.safetensors"))
@@ -281,7 +283,7 @@ def test_units_without_a_record_of_their_run_count_for_nothing(tmp_path):
 def test_units_of_another_run_are_refused(tmp_path):
     graph, plan = quantized(network("residual"))
     finished = FinishedUnits(tmp_path / "r", plan, {"a": 1, "b": 3, "c": 4})
-    next(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=finished))
+    next(reconstruct(graph, plan, {"x": images()}, RECON, 0, CPU, finished=finished))
     with pytest.raises(ResumeError, match=r"1 finished units .* a was 1 and is 2, b was 3 and is None\. Start"):
         FinishedUnits(tmp_path / "r", plan, {"a": 2, "c": 4})
 
@@ -299,7 +301,7 @@ def test_a_record_that_no_run_writes_is_refused(tmp_path, content):
 def test_units_of_another_version_go_on_with_a_warning(tmp_path, caplog):
     graph, plan = quantized(network("residual"))
     finished = FinishedUnits(tmp_path / "r", plan, {"a": 1, "torch": "2.8"})
-    next(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=finished))
+    next(reconstruct(graph, plan, {"x": images()}, RECON, 0, CPU, finished=finished))
     assert len(FinishedUnits(tmp_path / "r", plan, {"a": 1, "torch": "2.9"})) == 1
     assert "another version: torch was 2.8 and is 2.9" in caplog.text
 
@@ -330,6 +332,6 @@ def test_a_setting_is_told_with_its_values_whatever_it_is_called(tmp_path):
     graph, plan = quantized(network("residual"))
     sums = {"weights": "a1", "plan": "b2"}
     finished = FinishedUnits(tmp_path / "r", plan, {"the key": 1, "checksums": sums})
-    next(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=finished))
+    next(reconstruct(graph, plan, {"x": images()}, RECON, 0, CPU, finished=finished))
     with pytest.raises(ResumeError, match=r"another one: the key was 1 and is 2, the weights differ\. Start"):
         FinishedUnits(tmp_path / "r", plan, {"the key": 2, "checksums": sums | {"weights": "c3"}})

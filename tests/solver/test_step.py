@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from one_step import CONFIG, blocks, gradients
+from one_step import CONFIG, blocks, decoder, gradients
 
 from qdrop.config import ActivationQConfig, QuantConfig
-from qdrop.quantization.state import adarounds, dropping, learning_rounding, quantizing
+from qdrop.graph.scopes import learning_rounding
+from qdrop.quantization.state import adarounds, dropping, quantizing
 from qdrop.solver.step import UnitLoss, eager, traced
 
 
@@ -31,6 +32,16 @@ def test_the_graph_computes_what_autograd_does(drop_prob, quant):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_the_graph_of_a_unit_with_two_inputs():
+    part, inputs = decoder()
+    assert len(inputs.full) == len(inputs.quantized) == 2
+    expected, learned = gradients(part, inputs, lambda loss, _: eager(loss))
+    found, _ = gradients(part, inputs, by_graph)
+    assert len(expected) == len(found) == 2 + len(learned)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_the_graph_follows_its_inputs():
     """Nothing of the example is baked in: other seeds, another beta and other roundings are taken as they come."""
     part, inputs = blocks()[0]
@@ -38,7 +49,11 @@ def test_the_graph_follows_its_inputs():
     with quantizing(part.module), dropping(part.module, loss.drop), learning_rounding(part.module):
         graph, values = traced(loss, inputs)
         other = replace(
-            inputs, seeds=inputs.seeds + 77, beta=torch.tensor(9.0), weight=torch.tensor(0.0), full=inputs.full * 0.5
+            inputs,
+            seeds=inputs.seeds + 77,
+            beta=torch.tensor(9.0),
+            weight=torch.tensor(0.0),
+            full=(inputs.full[0] * 0.5,),
         )
         with torch.no_grad():
             for parameter in loss.learned().values():

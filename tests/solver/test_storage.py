@@ -61,7 +61,7 @@ def walk(config, scratch=None, **kwargs):
     graph, plan = quantized(network("residual"))
     reports = [
         replace(r, seconds=0.0, peak_memory_mb=0.0)
-        for r in reconstruct(graph, plan, images(), config, 0, CPU, None, scratch)
+        for r in reconstruct(graph, plan, {"x": images()}, config, 0, CPU, None, scratch)
     ]
     return reports, {key: value.clone() for key, value in graph.state_dict().items()}
 
@@ -390,7 +390,7 @@ def test_results_of_a_part_are_kept_by_the_storage(tmp_path):
 def test_forgetting_keeps_what_is_read_later():
     graph, plan = quantized(network("unet"))
     parts = segments(graph, plan)
-    cache = ActivationCache(images(), parts[0].inputs[0], parts)
+    cache = ActivationCache({"x": images()}, parts)
     last = {name: index for index, part in enumerate(parts) for name in part.inputs}
     assert any(last[name] > index for index, part in enumerate(parts) for name in part.inputs)
     for index, part in enumerate(parts):

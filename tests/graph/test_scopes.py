@@ -2,17 +2,11 @@ import pytest
 import torch
 from networks import images, network, quantized
 
+from qdrop.graph.insert import quantized_weights
+from qdrop.graph.scopes import calibrating, harden, learning_rounding
 from qdrop.quantization.drop import Drop, stream
 from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import (
-    adarounds,
-    calibrating,
-    dropping,
-    learning_rounding,
-    quantized_modules,
-    quantizers,
-    quantizing,
-)
+from qdrop.quantization.state import adarounds, dropping, quantizers, quantizing
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ SCOPES = {
 def test_kinds(model):
     weights, activations = quantizers(model, Kind.WEIGHT), quantizers(model, Kind.ACTIVATION)
     assert set(quantizers(model)) == {*weights, *activations} == set(quantizers(model, *Kind))
-    assert len(weights) == len(quantized_modules(model)) == len(adarounds(model)) == 6
+    assert len(weights) == len(quantized_weights(model)) == len(adarounds(model)) == 6
     assert len(activations) == 5
 
 
@@ -188,3 +182,20 @@ def test_calibrating_twice_is_calibrating_once():
 def test_calibrating_builds_no_graph(model):
     with calibrating(model):
         assert not model(images(2)).requires_grad
+
+
+def test_hardening_untouched_rounding_flips_nothing():
+    model = quantized(network("residual"))[0]
+    before = [q.levels.clone() for q in adarounds(model)]
+    assert harden(model) == 0
+    assert all(torch.equal(q.levels, levels) for q, levels in zip(adarounds(model), before, strict=True))
+
+
+def test_hardening_tells_the_share_that_is_not_at_the_nearest():
+    model = quantized(network("residual"))[0]
+    first, *_ = adarounds(model)
+    before = first.levels.clone()
+    with torch.no_grad():
+        first.alpha.neg_()
+    total = sum(q.levels.numel() for q in adarounds(model))
+    assert harden(model) == pytest.approx(int((first.levels != before).sum()) / total) and harden(model) > 0

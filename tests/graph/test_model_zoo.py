@@ -7,21 +7,20 @@ import pytest
 import timm
 import torch
 import torchvision
+from qdrop.quantization.ops import activations, module_of, operation
 from timm.utils import reparameterize_model
 from torch import Tensor, fx, nn
 
 from qdrop.checkpoint import describe
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
 from qdrop.graph.insert import quantize_graph
-from qdrop.graph.split import segments
-from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.graph.capture import capture
 from qdrop.graph.ops import GraphError
-from qdrop.quantization.ops import activations, module_of, operation
 from qdrop.graph.plan import Plan, make_plan
+from qdrop.graph.split import segments
+from qdrop.graph.units import LARGEST_SHARE
+from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import calibrating, quantized_modules, quantizing
-from qdrop.graph.units import LARGEST_SHARE
 
 QUICK = [
     "torchvision/alexnet",  # no BN, dropout

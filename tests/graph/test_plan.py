@@ -22,10 +22,13 @@ from networks import (
 from torch import nn
 
 from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
-from qdrop.models import build_model
 from qdrop.graph.capture import capture
+from qdrop.graph.insert import quantize_graph
+from qdrop.graph.ops import owner
 from qdrop.graph.plan import Plan, PlanError, make_plan
+from qdrop.graph.split import segments
 from qdrop.graph.units import FOLDED
+from qdrop.models import build_model
 
 STEM = ["stem.0 w8", "stem.0 a4"]
 HEAD = ["head w8"]
@@ -79,8 +82,7 @@ EXPECTED = {
             *HEAD,
         ],
         [
-            *("stem.0 layer 1+1", "encoder block 2+2", "decoder.conv1.0 layer 1+1", "decoder.conv2.0 layer 1+1"),
-            "head layer 1+0",
+            *("stem.0 layer 1+1", "encoder block 2+2", "decoder block 2+2", "head layer 1+0"),
         ],
     ),
     "wrapper": (
@@ -107,7 +109,7 @@ def bits_of(plan):
 
 @pytest.fixture(scope="module")
 def graph():
-    return trace(network("residual"), images(2))
+    return capture(network("residual"), images(2))
 
 
 # ---- golden plans ----
@@ -117,7 +119,7 @@ def graph():
 def test_golden(name):
     expected = load_fixture("quantizer_plans")[name]
     model = build_model(GOLDEN_MODELS[name]).eval()
-    plan = make_plan(trace(model, torch.zeros(1, 3, 224, 224)), bits(2, 4))
+    plan = make_plan(capture(model, torch.zeros(1, 3, 224, 224)), bits(2, 4))
     quantizers = [{"kind": str(s.kind), "bit": s.bit, "shape": list(s.shape)} for s in plan.quantizers]
     assert quantizers == expected["quantizers_in_execution_order"]
     units = [
@@ -156,22 +158,24 @@ def test_every_layer_is_in_one_unit(name):
 def test_layer_granularity(name):
     plan = planned(network(name), granularity="layer")[1]
     assert {unit.kind for unit in plan.units} == {"layer"}
-    weighted = [s.name.removesuffix(".weight_quantizer") for s in plan.quantizers if s.kind == "weight"]
+    weighted = [s.layer for s in plan.quantizers if s.kind == "weight"]
     assert [unit.module for unit in plan.units] == weighted
     assert described(plan)[0] == EXPECTED[name][0]
     assert plan.notes == ()
 
 
-def test_block_that_reads_two_values_is_noted():
-    (note,) = planned(filled(UNet()))[1].notes
-    assert note == "block 'decoder' reads 2 values: its layers are reconstructed one by one"
+def test_block_that_reads_two_values_is_a_unit():
+    graph, plan = planned(filled(UNet()))
+    assert plan.notes == ()
+    (decoder,) = [part for part in segments(quantize_graph(graph, plan), plan) if part.name == "decoder"]
+    assert len(decoder.inputs) == 2 and len(decoder.outputs) == 1
 
 
 @pytest.mark.parametrize("granularity", ["block", "layer"])
 def test_layers_on_windows_are_one_unit_with_what_folds_them(granularity):
     graph, plan = planned(filled(Network(Windowed(), nn.ReLU())), granularity=granularity)
     assert described(plan)[1] == ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"]
-    (activation,) = graph.graph.find_nodes(op="call_module", target="body.1")
+    (activation,) = [node for node in graph.graph.nodes if owner(node) == "body.1"]
     assert activation.name in plan.units[1].nodes
     notes = {"block": (), "layer": (f"'body.0' is reconstructed as one: a layer inside {FOLDED}",)}
     assert plan.notes == notes[granularity]
@@ -317,28 +321,43 @@ def test_is_the_same_every_time():
 
 def test_reads_well():
     lines = str(planned(filled(UNet()))[1]).splitlines()
-    assert len(lines) == 1 + 5 + 11 + 1
+    assert len(lines) == 1 + 4 + 11 + 1
     assert [lines[0].split()[i] for i in (0, -1)] == ["unit", "shape"]
     assert lines[1].split() == ["stem.0", "layer", "1w", "1a"]
     assert lines[2].split() == ["stem.0.weight_quantizer", "weight", "8", "6x3x3x3"]
     assert lines[4].split() == ["encoder", "block", "2w", "2a"]
-    assert lines[-1].startswith("note: block 'decoder'")
-    assert max(len(line) for line in lines[:-1]) < 100
+    assert lines[-1] == "87.6% of multiply-accumulates have both operands quantized"  # all but the stem's
+    assert max(len(line) for line in lines) < 100
 
 
-def test_branches_into_adds_are_quantized_where_asked():
-    """By default a value that only goes into an add is not; the network's output never is."""
-    _, published = planned(network("residual"))
-    _, plan = planned(network("residual"), bits(2, 4, branch_bit=8))
-    added = [spec for spec in plan.quantizers if spec.name not in {s.name for s in published.quantizers}]
-    assert [(spec.name, spec.bit) for spec in added] == [
-        ("body.0.conv2.output_quantizer", 8),
-        ("body.1.conv2.output_quantizer", 8),
-    ]
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("residual", ["x", "body.0.conv2", "body.1.conv2", "mean"]),
+        ("concat", ["x", "mean"]),
+        ("squeeze", ["x", "body.0.mean", "mean"]),
+        ("fork", ["x", "body.0.conv2.0", "mean"]),
+        ("chain", ["x", "body.0.a.0", "body.0.b.0", "body.0.add", "mean"]),
+        ("unet", ["x"]),
+    ],
+)
+def test_integer_placement_also_quantizes_the_image_branches_and_averages(name, expected):
+    """All in 8 bits, beside the published ones as they are; the network's output never is."""
+    _, published = planned(network(name))
+    _, plan = planned(network(name), bits(2, 4, placement="integer"))
+    added = [spec for spec in plan.quantizers if spec not in published.quantizers]
+    assert [(spec.layer, spec.bit) for spec in added] == [(name, 8) for name in expected]
     assert [spec for spec in plan.quantizers if spec not in added] == list(published.quantizers)
     assert [unit.module for unit in plan.units] == [unit.module for unit in published.units]
 
 
-def test_branches_stay_in_full_precision_without_activation_quantizers():
-    _, plan = planned(network("residual"), bits(2, None, branch_bit=8))
-    assert {spec.kind for spec in plan.quantizers} == {"weight"}
+@pytest.mark.parametrize("name", NETWORKS)
+def test_integer_placement_leaves_no_product_in_float(name):
+    assert planned(network(name))[1].quantized_macs < 1
+    assert planned(network(name), bits(2, 4, placement="integer"))[1].quantized_macs == 1
+
+
+@pytest.mark.parametrize("placement", ["published", "integer"])
+def test_without_activation_quantizers_weights_alone_are_quantized(placement):
+    _, plan = planned(network("residual"), bits(2, None, placement=placement))
+    assert {spec.kind for spec in plan.quantizers} == {"weight"} and plan.quantized_macs == 0

@@ -1,4 +1,4 @@
-"""Small networks for tests: each block has one thing that makes tracing, planning or cutting hard."""
+"""Small networks for tests: each block has one thing that makes capturing, planning or cutting hard."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
-from qdrop.graph.insert import quantize_graph
 from qdrop.graph.capture import capture
+from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan, make_plan
-from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.graph.scopes import calibrating
+from qdrop.quantization.spec import Kind, QuantizerSpec
 
 WIDTH = 6
 
@@ -261,7 +261,6 @@ def bits(weights: int = 2, activations: int | None = 4, **kwargs) -> QuantConfig
 
 
 def planned(model: nn.Module, config: QuantConfig | None = None, granularity: str = "block", example=None):
-    """The traced graph of a model and its plan."""
     graph = capture(model, images(2) if example is None else example)
     return graph, make_plan(graph, config or bits(), granularity)
 
