@@ -48,14 +48,14 @@ EXPECTED = {
         [*STEM, "body.0.a.0 w2", "body.0.a.0 a8", "body.0.b.0 w2", "body.0.b.0 a8", *HEAD],
         ["stem.0 layer 1+1", "body.0 block 2+2", "head layer 1+0"],
     ),
-    "squeeze": (
+    "squeeze": (  # the gate is read by no product
         [
             *STEM,
             *("body.0.conv.0 w2", "body.0.conv.0 a4", "body.0.down w2", "body.0.down a4"),
-            *("body.0.up w2", "body.0.up a4", "body.0.mul a8"),
+            *("body.0.up w2", "body.0.mul a8"),
             *HEAD,
         ],
-        ["stem.0 layer 1+1", "body.0 block 3+4", "head layer 1+0"],
+        ["stem.0 layer 1+1", "body.0 block 3+3", "head layer 1+0"],
     ),
     "fork": (  # conv1 is quantized for conv2, though it also goes into the add
         [*STEM, "body.0.conv1.0 w2", "body.0.conv1.0 a4", "body.0.conv2.0 w2", "body.0.add a8", *HEAD],
