@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ def check_seed(seed: Any) -> None:
     Raises:
         InputError: If it is no whole number from 0 to 2^63 - 1.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        told = repr(seed) if isinstance(seed, int) and abs(seed) < 10**30 else f"a {type(seed).__name__}"
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**63:
+        told = repr(seed) if isinstance(seed, Integral) and abs(int(seed)) < 10**30 else f"a {type(seed).__name__}"
         raise InputError(f"seed is {told}; expected a whole number from 0 to 2^63 - 1")
 
 

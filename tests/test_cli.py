@@ -5,6 +5,7 @@ import json
 import operator
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -295,6 +296,17 @@ def test_an_unknown_command_is_told_with_all_there_are(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["zzz"])
     assert caught.value.code == 2 and f"expected {' | '.join(COMMANDS)}" in capsys.readouterr().err
+
+
+def test_an_interruption_while_torch_is_imported_is_one_line(monkeypatch, tmp_path, capsys):
+    (tmp_path / "interrupted_module.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "quantize", ("interrupted_module", ""))
+    handlers = []
+    monkeypatch.setattr("qdrop.cli.signal.signal", lambda number, handler: handlers.append((number, handler)))
+    assert main(["quantize"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert handlers == [(signal.SIGINT, signal.SIG_IGN)]  # a second one says nothing
 
 
 def test_version(capsys):

@@ -190,8 +190,10 @@ def _fitting(found: Tensor, wanted: Tensor) -> Tensor:
     Raises:
         ValueError: If it is of another shape or type, or not finite.
     """
-    told = flaw(found) or f"is {found.dtype} {list(found.shape)}"
-    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype) or flaw(found):
+    told = flaw(found)
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        told = f"is {found.dtype} {list(found.shape)}"
+    if told:
         raise ValueError(f"a tensor {told}; expected finite {wanted.dtype} {list(wanted.shape)}")
     return found
 
