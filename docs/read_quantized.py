@@ -31,29 +31,29 @@ def read_file(path: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def weights(path: str) -> dict[str, tuple[Any, Any, Any, Any]]:
-    """For each quantized layer: integers, scale and zero point, broadcastable to them, and the plan's entry."""
+    """By each quantized weight's path: integers, scale and zero point, broadcastable to them, the plan's entry."""
     metadata, tensors = read_file(path)
-    if metadata.get("format") != "qdrop" or metadata["format_version"] != "1":
-        raise ValueError(f"{path}: expected format qdrop, version 1")
+    if metadata.get("format") != "qdrop" or metadata["format_version"] != "2":
+        raise ValueError(f"{path}: expected format qdrop, version 2")
     found = {}
     for spec in json.loads(zlib.decompress(base64.b64decode(metadata["plan"])))["quantizers"]:
         if spec["kind"] != "weight":
             continue
-        layer, bit = spec["name"].removesuffix(".weight_quantizer"), spec["bit"]
+        name, bit = spec["name"].removesuffix("_quantizer"), spec["bit"]
         count = math.prod(spec["shape"])
-        bits = np.unpackbits(tensors[f"{layer}.weight.packed"], count=count * bit, bitorder="little")
+        bits = np.unpackbits(tensors[f"{name}.packed"], count=count * bit, bitorder="little")
         steps = bits.reshape(count, bit).astype(np.int16) @ (1 << np.arange(bit, dtype=np.int16))
         integers = steps.reshape(spec["shape"]) - (2 ** (bit - 1) if spec["symmetric"] else 0)
         axes = [1] * integers.ndim
         axes[spec["ch_axis"] if spec["ch_axis"] >= 0 else 0] = -1
         scale, zero_point = (tensors[f"{spec['name']}.{part}"].reshape(axes) for part in ("scale", "zero_point"))
-        found[layer] = integers, scale, zero_point, spec
+        found[name] = integers, scale, zero_point, spec
     return found
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
         sys.exit("usage: python docs/read_quantized.py quantized.safetensors")
-    for layer, (q, scale, zero_point, spec) in weights(sys.argv[1]).items():
+    for name, (q, scale, zero_point, spec) in weights(sys.argv[1]).items():
         w = scale * (q - np.round(zero_point).astype(np.float32))  # the weight, [O, I/groups, kH, kW] or [O, I]
-        print(f"{layer:<40} {spec['bit']} bits  {q.shape!s:<18} {w.min():+.4f}..{w.max():+.4f}  {scale.size} scales")
+        print(f"{name:<40} {spec['bit']} bits  {q.shape!s:<18} {w.min():+.4f}..{w.max():+.4f}  {scale.size} scales")

@@ -75,7 +75,7 @@ def networks(kind):
         config = {
             "w_qconfig": settings | {"bit": draw.choice([2, 4]), "ch_axis": draw.choice([0, 0, -1])},
             "a_qconfig": settings | {"bit": 4, "ch_axis": draw.choice([-1, -1, 1])},
-            "branch_bit": draw.choice([None, 8]),
+            "placement": draw.choice(["published", "integer"]),
             "recon": None,
         }
         if model(x).isfinite().all():

@@ -206,14 +206,10 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 def activations(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose value comes from the values, not only the sizes, of the network's inputs."""
-    found: set[fx.Node] = set()
+    found = set(inputs(graph))
     for node in graph.nodes:
-        if node.op == "placeholder" or (
-            node.op not in ("output", "get_attr")
-            and holds_tensor(node)
-            and row(node).role is not Role.CREATE
-            and found.intersection(node.all_input_nodes)
-        ):
+        computed = node.op in ("call_function", "call_module") and row(node).role is not Role.CREATE
+        if computed and holds_tensor(node) and found.intersection(node.all_input_nodes):
             found.add(node)
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from qdrop.graph.ops import Role, activations, holds_tensor, multiplied, operation, owner, role, stack
+from qdrop.graph.ops import Role, activations, holds_tensor, inputs, multiplied, operation, owner, role, stack
 
 PRODUCERS = (Role.PRODUCT, Role.ADD, Role.ARITHMETIC, Role.NORM, Role.OPAQUE)
 """Roles whose output is a new activation. So is that of a function that bends what it reads."""
@@ -41,6 +41,7 @@ class Wiring:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.nodes: list[fx.Node] = list(graph.graph.nodes)
         self.activations = activations(graph.graph)
+        self._given = set(inputs(graph.graph))
         self.roles = {node: role(node, self.activations) for node in self.nodes}
         self.products = [n for n in self.nodes if n in self.activations and self.roles[n] is Role.PRODUCT]
         self.layers = [node for node in self.products if self.weight(node) is not None]
@@ -71,11 +72,11 @@ class Wiring:
                 return
             if not node.meta["floating"]:
                 return  # numbers of words, or masks
-            inputs = [n for n in node.all_input_nodes if n in self.activations]
-            if inputs and self.roles[node] in KEEP_GRID:
-                for source in inputs:
+            sources = [n for n in node.all_input_nodes if n in self.activations]
+            if sources and self.roles[node] in KEEP_GRID:
+                for source in sources:
                     put_on_grid(source)
-            elif not (self.roles[node] is Role.CLIP and all(n in on_grid for n in inputs)):
+            elif not (self.roles[node] is Role.CLIP and all(n in on_grid for n in sources)):
                 on_grid.add(node)
                 found.append(self._site_of(node))
 
@@ -155,7 +156,7 @@ class Wiring:
 
     def name(self, node: fx.Node) -> str:
         """The path of a layer or of a module of torch's own that `node` is; else its owner's and the operation."""
-        if node.op == "placeholder":
+        if node in self._given:
             return node.name
         if node in self.layers:
             weight = self.weight(node)

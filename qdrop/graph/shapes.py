@@ -1,6 +1,7 @@
 """Shape inference by example: a graph is run once, and the shape of each value noted."""
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,5 +51,7 @@ class _Recorder(fx.Interpreter):
         tensors = [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
         n.meta["shapes"] = [tuple(v.shape) for v in tensors]
         n.meta["floating"] = all(v.is_floating_point() for v in tensors)
+        if n.op == "placeholder" or (n.target is operator.getitem and n.args[0].meta.get("nest")):
+            n.meta["nest"] = isinstance(value, (Mapping, tuple, list))
         n.meta["tuple"] = isinstance(value, (tuple, list))
         return value

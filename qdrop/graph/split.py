@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import networkx
 from torch import fx
 
-from qdrop.graph.ops import GraphError, activations
+from qdrop.graph.ops import GraphError, activations, inputs
 from qdrop.graph.plan import Plan
 from qdrop.graph.units import UnitSpec, boundary
 
@@ -53,12 +53,13 @@ def segments(model: fx.GraphModule, plan: Plan) -> list[Segment]:
 
 def _grouped(model: fx.GraphModule, plan: Plan, computed: set[fx.Node]) -> list[_Group]:
     """The nodes of each unit, and single ones between; with each those that read what cannot be kept."""
+    given = set(inputs(model.graph))
     unit_of = {name: unit for unit in plan.units for name in unit.nodes}
     of_unit: dict[str, _Group] = {}
     home: dict[fx.Node, _Group] = {}
     groups: list[_Group] = []
     for node in model.graph.nodes:
-        if node.op in ("placeholder", "output") or node not in computed:
+        if node in given or node not in computed:
             continue
         unit = unit_of.get(node.meta.get("quantizes", node.name))
         bound = [home[n] for n in node.all_input_nodes if n in home and not n.meta["rows"]]

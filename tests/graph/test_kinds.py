@@ -380,7 +380,7 @@ KINDS = {
     "size as input": (SizeAsInput, two_pictures, "stem head", None),
     "computed weight": (ComputedWeight, pictures, "stem kernel head", None),
     "product of activations": (Routed, pictures, "stem route experts head", None),
-    "standardised and shared": (Standardised, pictures, "stem conv head", None),
+    "standardised and shared": (Standardised, pictures, "stem weight head", None),
     "dict in and out": (FromDict, weighted, "conv head", None),
 }
 EVERY = pytest.mark.parametrize(("build", "batch", "weights", "units"), KINDS.values(), ids=KINDS)

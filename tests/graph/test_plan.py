@@ -335,7 +335,7 @@ def test_reads_well():
     [
         ("residual", ["x", "body.0.conv2", "body.1.conv2", "mean"]),
         ("concat", ["x", "mean"]),
-        ("squeeze", ["x", "body.0.mean", "mean"]),
+        ("squeeze", ["x", "body.0.mean", "body.0.up", "mean"]),
         ("fork", ["x", "body.0.conv2.0", "mean"]),
         ("chain", ["x", "body.0.a.0", "body.0.b.0", "body.0.add", "mean"]),
         ("unet", ["x"]),

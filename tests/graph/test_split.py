@@ -72,10 +72,31 @@ def test_what_is_taken_of_a_value_without_a_row_for_each_image_is_not_taken_late
         assert all(len(value) == 8 for value in run(parts, images()).values())
 
 
-def test_values_without_a_row_for_each_image_are_not_passed_on():
+def test_values_without_a_row_for_each_image_stay_where_they_are_read():
     model = Gated(stacked, lambda parts, gate: (parts * gate.mean()).mean((0, 3)).repeat(1, 3))
     graph, plan = quantized(filled(model))
-    with pytest.raises(GraphError, match=r"is not one tensor with a row for each image: .*recon\.granularity"):
+    parts = segments(graph, plan)
+    with quantizing(graph), torch.no_grad():
+        assert torch.equal(run(parts, images())[parts[-1].outputs[-1]], graph(images()))
+        assert all(len(value) == 8 for value in run(parts, images()).values())
+
+
+class Knot(nn.Module):
+    """A layer reads what comes from a value without a row for each image, which is read again behind the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate, self.head = nn.Conv2d(3, 6, 1), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        parts = stacked(F.relu(self.stem(x)).mean(3))
+        gate = torch.sigmoid(self.gate(parts.mean((0, 3))))
+        return self.head((parts * gate[None, :, :, None]).mean((0, 3)))
+
+
+def test_what_would_have_to_be_cut_at_such_a_value_is_refused():
+    graph, plan = quantized(filled(Knot()))
+    with pytest.raises(GraphError, match=r"need each other's results .*recon\.granularity"):
         segments(graph, plan)
 
 

@@ -75,14 +75,14 @@ def test_the_run_leaves_a_network_that_gives_its_top1_and_names_no_places(tmp_pa
 
 
 def test_a_failed_check_of_the_network_comes_before_calibration(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("qdrop.quantization.graph_data.name_of_layer", _refuse)
+    monkeypatch.setattr("qdrop.graph.data.operator_named", _refuse)
     with caplog.at_level("INFO"):
         assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 1
-    assert "no such layer" in caplog.text and "calibrated" not in caplog.text
+    assert "no such operator" in caplog.text and "calibrated" not in caplog.text
 
 
-def _refuse(module):
-    raise ValueError("no such layer")
+def _refuse(name):
+    raise ValueError("no such operator")
 
 
 def test_without_reconstruction_it_is_round_to_nearest(tmp_path):
@@ -167,7 +167,7 @@ def no_room(patch):
 
 
 def not_to_be_saved(patch):
-    patch.setattr("qdrop.quantization.graph_data.name_of_layer", _refuse)
+    patch.setattr("qdrop.graph.data.operator_named", _refuse)
 
 
 @pytest.mark.parametrize("cause", [no_room, not_to_be_saved])
@@ -176,7 +176,7 @@ def test_a_run_that_is_refused_leaves_the_one_before_complete(cause, tmp_path, m
     files = contents(tmp_path)
     with monkeypatch.context() as patch:
         cause(patch)
-        with pytest.raises((OSError, QdropError), match=r"MB free|no such layer"):
+        with pytest.raises((OSError, QdropError), match=r"MB free|no such operator"):
             run(short(), tmp_path)
     after = contents(tmp_path)
     assert after.pop("run.log").startswith(files.pop("run.log"))
