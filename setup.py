@@ -19,6 +19,7 @@ setup(
         "torchvision>=0.23",
         "timm>=1.0.15",
         "numpy>=2.0",
+        "networkx>=3.2",
         "lazy-loader>=0.4",
         "matplotlib>=3.9",
         "pydantic>=2.9",

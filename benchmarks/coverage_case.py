@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import qdrop
@@ -98,7 +98,7 @@ def sane(name: str) -> tuple[nn.Module, int]:
     if library == "timm":
         import timm
 
-        model = timm.create_model(short)
+        model: Any = timm.create_model(short)
         usual = model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
     else:
         import torchvision
@@ -177,16 +177,16 @@ def naively_quantized(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
     for layer in layers:
         if layer in ranges and layer is not first:  # the image stays as it is
             layer.register_forward_pre_hook(quantize)
-        weight = layer.weight.data
+        weight = layer.get_parameter("weight").data
         axis = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
         rows = weight.transpose(0, axis).flatten(1)
         shape = [1] * weight.ndim
         shape[axis] = -1
-        layer.weight.data = rounded(weight, rows.amin(1).view(shape), rows.amax(1).view(shape))
+        layer.get_parameter("weight").data = rounded(weight, rows.amin(1).view(shape), rows.amax(1).view(shape))
     yield model
 
 
-def reload(quantized: nn.Module, images: Tensor, path: Path) -> str:
+def reload(quantized: fx.GraphModule, images: Tensor, path: Path) -> str:
     """Save and load a network; why it failed, or ""."""
     try:
         qdrop.save(quantized, path)
@@ -196,7 +196,7 @@ def reload(quantized: nn.Module, images: Tensor, path: Path) -> str:
     return "" if same else "other outputs"
 
 
-def run_onnx(quantized: nn.Module, images: Tensor, path: Path) -> tuple[str, float]:
+def run_onnx(quantized: fx.GraphModule, images: Tensor, path: Path) -> tuple[str, float]:
     """Export a network and run it; why it failed, or "", and the largest relative difference."""
     try:
         import onnxruntime

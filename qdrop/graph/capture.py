@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import SymInt, Tensor, fx, nn
@@ -216,7 +216,7 @@ def _owned(program: torch.export.ExportedProgram) -> fx.GraphModule:
             continue  # the guard on shapes, of older versions
         elif node.op == "output":
             flat = [copies.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
-            graph.output(_plain(pytree.tree_unflatten(flat, found._out_spec)))
+            graph.output(_plain(pytree.tree_unflatten(flat, cast(Any, found._out_spec))))
         elif node.op != "placeholder":
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.eliminate_dead_code()

@@ -35,7 +35,7 @@ def arguments(model: nn.Module, batch: Example) -> Arguments:
     names = list(parameters)
     needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     if isinstance(batch, Tensor):
-        given = {names[0]: batch}
+        given: Arguments = {names[0]: batch}
     elif isinstance(batch, Mapping):
         given = {name: batch[name] for name in names if name in batch}
         if not given and len(needed) <= 1:

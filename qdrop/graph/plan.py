@@ -107,9 +107,9 @@ def make_plan(graph: fx.GraphModule, config: QuantConfig, granularity: str = "bl
 
 def _specs(wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
     """Quantizers in execution order: a layer's weight, where it is first read, before what the layer produces."""
-    published = {site.node: (site, None) for site in wiring.published()}
-    extra = {s.node: (s, EXTRA_BITS) for s in (wiring.integer() if config.placement == "integer" else ())}
-    sites: dict[fx.Node, tuple[Site, int | None]] = extra | published
+    sites: dict[fx.Node, tuple[Site, int | None]] = {site.node: (site, None) for site in wiring.published()}
+    if config.placement == "integer":
+        sites |= {site.node: (site, EXTRA_BITS) for site in wiring.integer()}
     ends = _Ends(wiring)
     constants = {str(node.target) for node in wiring.nodes if node.op == "get_attr"}
     seen: set[fx.Node] = set()

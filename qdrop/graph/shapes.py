@@ -51,7 +51,7 @@ class _Recorder(fx.Interpreter):
         tensors = [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
         n.meta["shapes"] = [tuple(v.shape) for v in tensors]
         n.meta["floating"] = all(v.is_floating_point() for v in tensors)
-        if n.op == "placeholder" or (n.target is operator.getitem and n.args[0].meta.get("nest")):
+        if n.op == "placeholder" or (n.target is operator.getitem and n.all_input_nodes[0].meta.get("nest")):
             n.meta["nest"] = isinstance(value, (Mapping, tuple, list))
         n.meta["tuple"] = isinstance(value, (tuple, list))
         return value

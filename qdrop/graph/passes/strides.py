@@ -1,5 +1,8 @@
 """Pointwise convolutions that skip pixels of few channels: the pixels are skipped first."""
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 from torch import fx
 
@@ -14,16 +17,20 @@ def slice_before_strided_products(graph: fx.GraphModule) -> None:
     memory (version 3.13, in torch 2.15).
     """
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default):
-        x, weight, bias, stride, padding, *_ = (*node.args, *(None, [1, 1], [0, 0])[len(node.args) - 2 :])
-        pointwise = tuple(weight.meta["val"].shape[2:]) == (1, 1) and not any(padding) and len(node.args) < 7
-        if not pointwise or set(stride) == {1} or x.meta["val"].shape[1] >= FLOATS_OF_A_REGISTER:
-            continue
-        with graph.graph.inserting_before(node):
-            for axis, step in zip((2, 3), stride, strict=True):
-                x = graph.graph.call_function(torch.ops.aten.slice.Tensor, (x, axis, 0, None, step))
-                x.meta = {**node.meta, "val": _every(x.args[0].meta["val"], axis, step)}
-        node.args = (x, weight, bias)
+        if (stride := _skipped(node)) is not None:
+            x, *rest = cast(Any, node.args[:3])
+            with graph.graph.inserting_before(node):
+                for axis, step in zip((2, 3), stride, strict=True):
+                    x = graph.graph.call_function(torch.ops.aten.slice.Tensor, (x, axis, 0, None, step))
+                    x.meta = {"nn_module_stack": node.meta.get("nn_module_stack", {})}
+            node.args = (x, *rest)
 
 
-def _every(value: torch.Tensor, axis: int, step: int) -> torch.Tensor:
-    return value[(slice(None),) * axis + (slice(None, None, step),)]
+def _skipped(node: fx.Node) -> Sequence[int] | None:
+    """The stride of such a convolution; None if it is none."""
+    defaults: tuple[Any, ...] = (None, (1, 1), (0, 0), (1, 1), 1)
+    x, weight, *given = cast(tuple[Any, ...], node.args)
+    _, stride, padding, _, groups = (*given, *defaults[len(given) :])
+    narrow = x.meta["val"].shape[1] < FLOATS_OF_A_REGISTER
+    pointwise = tuple(weight.meta["val"].shape[2:]) == (1, 1) and not any(padding) and groups == 1
+    return stride if pointwise and narrow and set(stride) != {1} else None
