@@ -390,10 +390,10 @@ def test_a_forged_graph_reaches_nothing(saved, change, match):
 @pytest.mark.parametrize(
     ("part", "change", "match"),
     [
-        ("graph", lambda g: g["inputs"]["x"].update(dtype="load"), "is no type of numbers"),
-        ("graph", lambda g: g["inputs"]["x"].update(code="1"), "none that a file may hold"),
-        ("graph", lambda g: g["inputs"]["x"].update(shape=[2, 3, 10**5, 10**5]), "elements are refused"),
-        ("graph", lambda g: g["inputs"]["x"].update(shape=[2, 4, 8, 8]), "cannot be rebuilt"),
+        ("graph", lambda g: g["inputs"]["dict"][0][1].update(dtype="load"), "is no type of numbers"),
+        ("graph", lambda g: g["inputs"]["dict"][0][1].update(code="1"), "none that a file may hold"),
+        ("graph", lambda g: g["inputs"]["dict"][0][1].update(shape=[2, 3, 10**5, 10**5]), "elements are refused"),
+        ("graph", lambda g: g["inputs"]["dict"][0][1].update(shape=[2, 4, 8, 8]), "cannot be rebuilt"),
         ("graph", lambda g: g["inputs"].clear(), "cannot be rebuilt"),
         ("graph", lambda g: g.pop("nodes"), "nodes"),
         ("plan", lambda p: p["quantizers"][0].update(bit=3), "integers of 3 bits take"),

@@ -1,6 +1,6 @@
 """A captured graph as plain data, and back: what a file needs to rebuild a network without its source code.
 
-    {"inputs": {"x": {"shape": [2, 3, 224, 224], "dtype": "float32"}},
+    {"inputs": {"dict": [["x", {"shape": [2, 3, 224, 224], "dtype": "float32"}]]},
      "nodes": [{"name": "x", "op": "placeholder", "target": "x"},
                {"name": "conv1_weight", "op": "get_attr", "target": "conv1.weight"},
                {"name": "conv2d", "op": "call_function", "target": "aten.conv2d.default", "args": [{"node": "x"}, ...]},
@@ -23,7 +23,7 @@ from qdrop.errors import QdropError, first_line
 from qdrop.graph.captured import CapturedGraph
 from qdrop.graph.inputs import describe, zeros
 from qdrop.graph.ops import constant, name_of, operator_named, where
-from qdrop.graph.shapes import infer_shapes
+from qdrop.graph.shapes import infer_rows, infer_shapes
 from qdrop.quantization.names import identifier, module_path, node_name
 
 LARGEST = 1 << 31
@@ -78,6 +78,7 @@ def graph_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> f
         model = _build(data, tensors)
         model.meta["example"] = zeros(data["inputs"])
         infer_shapes(model, model.meta["example"])
+        infer_rows(model, model.meta["example"])
     except GraphDataError:
         raise
     except Exception as error:  # whatever torch says of arguments that do not fit each other

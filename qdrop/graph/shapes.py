@@ -43,6 +43,24 @@ def infer_shapes(graph: fx.GraphModule, given: Mapping[str, Any]) -> None:
                 raise ValueError(f"'{node.name}' is of shape {list(shape)}; more than {LARGEST:,} elements are refused")
 
 
+def infer_rows(graph: fx.GraphModule, given: Mapping[str, Any]) -> None:
+    """Note in each node's `meta` whether its value is one tensor with a row for each image, as `rows`.
+
+    Args:
+        graph: A graph whose shapes are noted.
+        given: Its arguments by name, two rows of each.
+    """
+
+    def three(value: Any) -> Any:
+        return value[:1].expand(3, *value.shape[1:]) if isinstance(value, Tensor) and value.ndim else value
+
+    two = {node: dict(node.meta) for node in graph.graph.nodes}
+    infer_shapes(graph, pytree.tree_map(three, dict(given)))
+    for node, meta in two.items():
+        by_three, by_two = ([shape[:1] for shape in m["shapes"]] for m in (node.meta, meta))
+        node.meta = meta | {"rows": by_three == [(3,)] and by_two == [(2,)]}
+
+
 class _Recorder(fx.Interpreter):
     """As torch's `ShapeProp`, which prints a traceback and hides the reason where a node cannot be run."""
 
