@@ -30,7 +30,7 @@ setup(
         "scikit-learn>=1.5",
     ],
     extras_require={
-        "onnx": ["onnx>=1.20", "onnxruntime>=1.24"],
+        "onnx": ["onnx>=1.20", "onnxruntime>=1.24", "onnxscript>=0.7"],
         "test": [
             "ipykernel>=6.29",
             "mypy>=1.13",
@@ -38,6 +38,7 @@ setup(
             "nbformat>=5.10",
             "onnx>=1.20",
             "onnxruntime>=1.24",
+            "onnxscript>=0.7",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

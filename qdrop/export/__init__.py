@@ -10,19 +10,21 @@ from qdrop.export.options import Container
 from qdrop.export.program import export_program
 
 if TYPE_CHECKING:
-    from qdrop.export.onnx_graph import export_onnx
+    from qdrop.export.onnx_model import export_onnx
 
 __all__ = ["Container", "ExportError", "export_onnx", "export_program"]
 
 
 def __getattr__(name: str) -> Any:
-    """`export_onnx`, imported once it is asked for: it alone needs the package onnx."""
+    """`export_onnx`, imported once it is asked for: it alone needs the packages onnx and onnxscript."""
     if name != "export_onnx":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from qdrop.export.onnx_graph import export_onnx
+        from qdrop.export.onnx_model import export_onnx
     except ModuleNotFoundError as error:
-        if error.name != "onnx":
+        if error.name not in ("onnx", "onnx_ir", "onnxscript"):
             raise
-        raise ModuleNotFoundError("writing ONNX needs the package onnx: pip install 'qdrop[onnx]'") from error
+        raise ModuleNotFoundError(
+            "writing ONNX needs the packages onnx and onnxscript: pip install 'qdrop[onnx]'"
+        ) from error
     return export_onnx

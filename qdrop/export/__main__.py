@@ -10,9 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, fx
-
 import qdrop
 from qdrop.export.errors import ExportError
 from qdrop.export.options import Container, default_path
@@ -75,7 +72,7 @@ def write_program(checkpoint: Path, out: Path | None = None) -> Path:
     """
     path = _target(checkpoint, out or default_path(checkpoint, None))
     model = qdrop.load(checkpoint)
-    save_program(export_program(model, example(model)), path)
+    save_program(export_program(model, model.meta["example"]), path)
     return path
 
 
@@ -92,7 +89,7 @@ def write_onnx(checkpoint: Path, container: Container, out: Path | None = None) 
 
     Raises:
         CheckpointError: If the checkpoint is not readable.
-        ExportError: If the network cannot be written, `out` is the checkpoint, or the package onnx is missing.
+        ExportError: If the network cannot be written, `out` is the checkpoint, or a package is missing.
         OSError: If a file cannot be read or written.
     """
     path = _target(checkpoint, out or default_path(checkpoint, container))
@@ -101,13 +98,7 @@ def write_onnx(checkpoint: Path, container: Container, out: Path | None = None) 
     except ModuleNotFoundError as error:
         raise ExportError(str(error)) from error
     model = qdrop.load(checkpoint)
-    return export_onnx(model, example(model), path, container, model.meta["config"], model.meta["metrics"])
-
-
-def example(model: fx.GraphModule) -> Tensor:
-    """An input of the shape that a graph was traced with."""
-    (images,) = model.graph.find_nodes(op="placeholder")
-    return torch.zeros(images.meta["tensor_meta"].shape)
+    return export_onnx(model, model.meta["example"], path, container, model.meta["config"], model.meta["metrics"])
 
 
 def _target(checkpoint: Path, path: Path) -> Path:

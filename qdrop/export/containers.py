@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx_ir import DataType
 from torch import Tensor
 
 from qdrop.export.options import Container
 from qdrop.quantization.affine import along_channels
 from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.quantized_module import QuantizedModule
 
 OPSETS = {Container.NATIVE: 25, Container.INT8: 21}
 """Version of the ONNX operators: 2-bit types came with 25; per-axis 8-bit ones run almost everywhere."""
@@ -25,8 +25,8 @@ MAX_BIAS = 2**30
 """Largest bias in multiples of the product of the scales of input and weight: the other half of 32 bits is left to the
 sum of the products."""
 
-_UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
-_SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
+_UNSIGNED = {2: DataType.UINT2, 4: DataType.UINT4, 8: DataType.UINT8}
+_SIGNED = {2: DataType.INT2, 4: DataType.INT4, 8: DataType.INT8}
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Storage:
     """Whether it holds negative values."""
 
     @property
-    def type(self) -> int:
-        """Its number in `onnx.TensorProto`."""
+    def type(self) -> DataType:
+        """Its name in ONNX."""
         return (_SIGNED if self.signed else _UNSIGNED)[self.width]
 
     @property
@@ -48,10 +48,9 @@ class Storage:
         """Smallest and largest value."""
         return (-(2 ** (self.width - 1)), 2 ** (self.width - 1) - 1) if self.signed else (0, 2**self.width - 1)
 
-    def tensor(self, name: str, values: Tensor) -> TensorProto:
-        """An initialiser; `values`, of any integer-valued type, are packed at the type's width."""
-        integers = values.cpu().numpy().astype(helper.tensor_dtype_to_np_dtype(self.type))
-        return numpy_helper.from_array(integers, name)
+    def tensor(self, name: str, values: Tensor) -> ir.TensorProtocol:
+        """A constant; `values`, of any integer-valued type, are packed at the type's width."""
+        return ir.tensor(values.cpu().numpy().astype(self.type.numpy()), name=name)
 
 
 def storage_for(quantizer: FakeQuantize, container: Container) -> Storage:
@@ -88,9 +87,26 @@ class StoredWeight:
     """Axis with a scale of its own per index; -1: one scale for all."""
 
 
+@dataclass(frozen=True)
+class BiasStep:
+    """Of a weight in integer kernels: the finest scales with which biases in multiples of them fit into 32 bits."""
+
+    finest: Tensor
+    """Of each output channel `[O]`, float64; 0: any."""
+    ch_axis: int
+    """Axis of the weight along which output channels lie."""
+
+    @classmethod
+    def of(cls, bias: Tensor, input_scale: float, ch_axis: int) -> "BiasStep":
+        """For a bias `[O]` of a layer whose input has a scale."""
+        return cls(bias.detach().abs().double() / (input_scale * MAX_BIAS), ch_axis)
+
+
 @torch.no_grad()
-def stored_weight(layer: QuantizedModule, container: Container, input_scale: float | None = None) -> StoredWeight:
-    """The weight of a layer in its container.
+def stored_weight(
+    quantizer: FakeQuantize, weight: Tensor, container: Container, bias_step: BiasStep | None = None
+) -> StoredWeight:
+    """A weight in its container.
 
     In 8 bits the integers are stored less their zero point, wherever the difference fits: integer kernels
     want signed weights without zero points. They are spread, and the scale divided, by a power of two, which
@@ -98,12 +114,13 @@ def stored_weight(layer: QuantizedModule, container: Container, input_scale: flo
     which is coarse beside 2-bit weights. Where the bias would leave 32 bits so, the scale is a coarser one.
 
     Args:
-        layer: A layer whose weight is on its grid.
+        quantizer: The quantizer of the weight.
+        weight: The weight, in full precision.
         container: Which integer types to use.
-        input_scale: Scale of the quantizer that the layer reads from; None: it computes in floating point.
+        bias_step: What the bias asks for; None: the layer computes in floating point, or has no bias.
     """
-    quantizer = layer.weight_quantizer
-    integers, axis = layer.integers().int() + quantizer.qmin, quantizer.spec.ch_axis
+    axis = quantizer.spec.ch_axis
+    integers = quantizer.integers(weight).int() + quantizer.qmin
     scale, zero_point = quantizer.scale.detach(), torch.round(quantizer.zero_point.detach()).int()
     if container is not Container.INT8:
         return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point, axis)
@@ -112,29 +129,29 @@ def stored_weight(layer: QuantizedModule, container: Container, input_scale: flo
     fits = largest <= SIGNED_END
     spread = 2 ** (max(MAX_SPREAD // max(largest, 1), 1).bit_length() - 1) if fits else 1
     centred, scale = centred * spread, scale / spread
-    if input_scale is not None and isinstance(layer.bias, Tensor):
-        finest = layer.bias.detach().abs().double() / (input_scale * MAX_BIAS)
-        given = scale.expand_as(finest)
-        centred, chosen = _no_finer(centred, given, finest)
+    if bias_step is not None and axis in (-1, bias_step.ch_axis):
+        given = scale.expand_as(bias_step.finest)
+        centred, chosen = _no_finer(centred, given, bias_step)
         if not torch.equal(chosen, given):  # also of a weight with one scale: a huge bias is not the other channels'
-            axis, scale, zero_point = 0, chosen, zero_point.expand_as(finest)
+            axis, scale, zero_point = bias_step.ch_axis, chosen, zero_point.expand_as(chosen)
     if fits:
         return StoredWeight(Storage(8, True), centred, scale, torch.zeros_like(zero_point), axis)
     integers = centred + along_channels(zero_point, centred, axis)
     return StoredWeight(storage_for(quantizer, container), integers, scale, zero_point, axis)
 
 
-def _no_finer(centred: Tensor, scale: Tensor, finest: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight in steps no smaller than `finest`: a coarser grid loses nothing beside a bias so much larger.
+def _no_finer(centred: Tensor, scale: Tensor, bias_step: BiasStep) -> tuple[Tensor, Tensor]:
+    """A weight in steps no smaller than the bias asks for: a coarser grid loses nothing beside a bias so much larger.
 
-    Where all integers of a channel are 0, as in a dead one, its scale means nothing and becomes `finest` itself.
+    Where all integers of a channel are 0, as in a dead one, its scale means nothing and becomes the finest allowed.
 
     Args:
-        centred: Integers less their zero point `[O, ...]`, int32.
+        centred: Integers less their zero point, int32.
         scale: Their scales `[O]`.
-        finest: The finest step of each output channel `[O]`, float64; 0: any.
+        bias_step: What the bias asks for.
     """
+    finest, axis = bias_step.finest, bias_step.ch_axis
     coarser = 2.0 ** torch.log2(finest / scale).ceil().clamp(min=0)
-    centred = torch.round(centred / along_channels(coarser, centred, 0)).int()
-    free = (centred == 0).flatten(1).all(1) & (finest > 0)
+    centred = torch.round(centred / along_channels(coarser, centred, axis)).int()
+    free = (centred.movedim(axis, 0).flatten(1) == 0).all(1) & (finest > 0)
     return centred, torch.where(free, finest, scale * coarser).to(scale.dtype)

@@ -3,27 +3,32 @@
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram, export, save
+from torch.utils import _pytree as pytree
 
 from qdrop.files import write_file
+from qdrop.graph.inputs import Example, arguments, rows
 
 
 @torch.no_grad()
-def export_program(model: fx.GraphModule, example: Tensor) -> ExportedProgram:
+def export_program(model: fx.GraphModule, example: Example) -> ExportedProgram:
     """The network as one flat graph of PyTorch's operators, for inference with a batch of any size.
 
     Args:
         model: What `qdrop.quantize`, `qdrop.load` or `qdrop.trace` returned.
-        example: An input `[N, C, H, W]`; one image of it is used.
+        example: An input `[N, ...]`, N of any size, or what holds several, as a data loader gives them.
 
     Returns:
         The program; `.module()` runs it and :func:`save_program` writes it.
     """
-    images = example[:1].repeat(2, *[1] * (example.ndim - 1))  # export takes a batch of one for a constant
-    return export(model, (images,), dynamic_shapes=({0: Dim("N")},))
+    given = tuple(rows(arguments(model, example), [0, 0]).values())  # export takes a batch of one for a constant
+    batch = {0: Dim("N")}
+    shapes: Any = pytree.tree_map(lambda v: batch if isinstance(v, Tensor) and v.ndim else None, given)
+    return export(model, given, dynamic_shapes=shapes)
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

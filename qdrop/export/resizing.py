@@ -1,4 +1,4 @@
-"""Resizing in ONNX: `interpolate` with the arguments of the PyTorch function."""
+"""Resizing in ONNX, with the pixels that PyTorch picks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,49 +6,55 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from onnxscript import opset18
 from torch import Tensor
 
-from qdrop.export.emitter import Emitter, Value
-from qdrop.export.facts import Shape
+op: Any = opset18
+Value = Any
+"""A value of the ONNX graph, as PyTorch's exporter hands it to a translation."""
 
-Handler = Callable[..., Any]
+
+def nearest(x: Value, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Value:
+    """Whole factors by Resize; else the pixels that PyTorch picks, by their numbers.
+
+    Resize, which PyTorch's exporter always writes, finds them by a division where PyTorch multiplies: at a whole
+    number, rounding alone decides which of two pixels it is. They differ in one of thirty pairs of sizes.
+    """
+    old = _sizes(x)
+    call = {"scale_factor": scale_factors} if output_size is None else {"size": output_size}
+    picks = [_picked(old, axis, call) for axis in range(len(old))]
+    if all(_repeats(picked, size) for picked, size in zip(picks, old, strict=True)):
+        scales = [1.0, 1.0, *(len(picked) / size for picked, size in zip(picks, old, strict=True))]
+        rule = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return op.Resize(x, None, op.Constant(value_floats=scales), None, mode="nearest", **rule)
+    for axis, picked in enumerate(picks, start=2):
+        x = op.Gather(x, op.Constant(value_ints=picked.tolist()), axis=axis)
+    return x
 
 
-def _interpolate(
-    e: Emitter,
-    input: Value,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
-) -> str:
+def linear(
+    x: Value, output_size: Sequence[int] | None, align_corners: bool, scale_factors: Sequence[float] | None
+) -> Value:
     """PyTorch places the pixels by the factor it was given, which is not the ratio of the sizes: 1.7 makes 13 of 8.
 
-    It does not where it is told to compute the factor again, and never where corners are aligned.
+    It does not where corners are aligned. PyTorch's exporter writes factors in float32, by which 30 * 2.1 is 62.
     """
-    if mode not in ("nearest", "bilinear") or antialias:
-        raise e.error(f"has mode={mode}, antialias={antialias}, and only nearest, bilinear are supported")
-    old, new = _sizes(e, input.shape), _sizes(e, e.shape)
-    given = scale_factor is not None and not recompute_scale_factor and not align_corners
-    if mode == "nearest":
-        return _nearest(e, input, old, {"scale_factor": scale_factor} if given else {"size": new})
+    old = _sizes(x)
+    sizes = output_size or [int(size * factor) for size, factor in zip(old, scale_factors or (), strict=True)]
     coordinates = "align_corners" if align_corners else "half_pixel"
     settings: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": coordinates}
-    if not given:
-        axes = list(range(2, len(input.shape)))
-        return e.add("Resize", input, "", "", e.constant(new, np.int64), axes=axes, **settings)
-    factors = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * len(old)
-    scales = [_exact_factor(*axis) for axis in zip(old, new, factors, strict=True)]
-    return e.add("Resize", input, "", e.constant([1.0, 1.0, *scales]), **settings)
+    if scale_factors is None or align_corners:
+        axes = list(range(2, len(x.shape)))
+        return op.Resize(x, None, None, op.Constant(value_ints=list(sizes)), axes=axes, **settings)
+    scales = [float(_exact_factor(*axis)) for axis in zip(old, sizes, scale_factors, strict=True)]
+    return op.Resize(x, None, op.Constant(value_floats=[1.0, 1.0, *scales]), None, **settings)
 
 
-def _sizes(e: Emitter, shape: Shape) -> list[int]:
+def _sizes(x: Value) -> list[int]:
     """Of the axes that are resized: all but batch and channels."""
-    sizes = [size for size in shape[2:] if size is not None]
-    if len(sizes) < len(shape) - 2:
-        raise e.error("resizes an axis whose size depends on the batch")
+    sizes = list(x.shape)[2:]
+    if not all(isinstance(size, int) for size in sizes):
+        raise NotImplementedError("it resizes an axis whose size depends on the batch")
     return sizes
 
 
@@ -58,23 +64,6 @@ def _exact_factor(old: int, new: int, factor: float) -> np.float32:
     while int(scale * np.float32(old)) != new:
         scale = np.nextafter(scale, np.float32((new + 0.5) / old))
     return scale
-
-
-def _nearest(e: Emitter, input: Value, old: Sequence[int], call: dict[str, Any]) -> str:
-    """Whole factors by Resize; else the pixels that PyTorch picks, by their numbers.
-
-    Resize finds them by a division where PyTorch multiplies: at a whole number, rounding alone decides which of
-    two pixels it is. They differ in one of thirty pairs of sizes.
-    """
-    picks = [_picked(old, axis, call) for axis in range(len(old))]
-    if all(_repeats(picked, size) for picked, size in zip(picks, old, strict=True)):
-        scales = [1.0, 1.0, *(len(picked) / size for picked, size in zip(picks, old, strict=True))]
-        rule: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return e.add("Resize", input, "", e.constant(scales), mode="nearest", **rule)
-    name = input.name
-    for axis, picked in enumerate(picks, start=2):
-        name = e.add("Gather", name, e.constant(picked, np.int64), axis=axis)
-    return name
 
 
 def _picked(sizes: Sequence[int], axis: int, call: dict[str, Any]) -> Tensor:
@@ -96,5 +85,12 @@ def _repeats(picked: Tensor, size: int) -> bool:
     return torch.equal(picked, torch.arange(size).repeat_interleave(len(picked) // size))
 
 
-HANDLERS: dict[str, Handler] = {"interpolate": _interpolate}
-"""By the plain name of the PyTorch function or method; see `qdrop.quantization.ops.operation`."""
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.upsample_nearest1d.vec: nearest,
+    torch.ops.aten.upsample_nearest2d.vec: nearest,
+    torch.ops.aten.upsample_nearest3d.vec: nearest,
+    torch.ops.aten.upsample_linear1d.vec: linear,
+    torch.ops.aten.upsample_bilinear2d.vec: linear,
+    torch.ops.aten.upsample_trilinear3d.vec: linear,
+}
+"""By operator."""

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from qdrop.export import Container, export_onnx
-from qdrop.export.containers import stored_weight
-from qdrop.quantization.fake_quant import FakeQuantize
-from qdrop.quantization.ops import module_of
-from qdrop.quantization.quantized_module import QuantizedModule
+from qdrop.export.containers import BiasStep, stored_weight
+from qdrop.graph.insert import quantized_weights
+from qdrop.graph.ops import constant, operation
 
 CLOSE = 1e-4
 """Sums in another order change logits by less than this share of their range."""
@@ -19,15 +19,22 @@ TIE = 0.1
 in networks with random weights the logits of that image then change by up to this share of their range."""
 
 
-def run(path: Path, x: Tensor, optimize: bool = True) -> Tensor:
-    """The output of an ONNX file in ONNX Runtime, with its default optimizations or none."""
+def outputs(path: Path, given: dict[str, Tensor], optimize: bool = True) -> dict[str, Tensor]:
+    """All outputs of an ONNX file in ONNX Runtime, with its default optimizations or none."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+    found = session.run(None, {name: x.numpy() for name, x in given.items()})
+    return {output.name: torch.from_numpy(value) for output, value in zip(session.get_outputs(), found, strict=True)}
+
+
+def run(path: Path, x: Tensor, optimize: bool = True) -> Tensor:
+    """The one output of a file with one input."""
+    (given,) = onnx.load(path).graph.input
+    return outputs(path, {given.name: x}, optimize)["output"]
 
 
 def exported(model: fx.GraphModule, x: Tensor, folder: Path, container: str, optimize: bool = True) -> Tensor:
@@ -37,27 +44,29 @@ def exported(model: fx.GraphModule, x: Tensor, folder: Path, container: str, opt
     return run(path, x, optimize)
 
 
-def with_rounded_biases(model: fx.GraphModule) -> dict[str, Tensor]:
-    """Biases as ONNX Runtime rounds them for its integer convolutions, by layer.
+def rounded_biases(model: fx.GraphModule) -> dict[str, Tensor]:
+    """Biases as ONNX Runtime rounds them for its integer convolutions, by path.
 
     A convolution between two quantizers computes in integers; its bias becomes an int32, in steps of the
     product of the scales of its input and its weight.
     """
+    weights = {f"{found.name}_quantizer": found for found in quantized_weights(model)}
     rounded = {}
     for node in model.graph.nodes:
-        layer = module_of(node)
-        if not isinstance(layer, QuantizedModule) or not isinstance(layer, nn.Conv2d) or layer.bias is None:
+        if operation(node) != "conv2d" or len(node.args) < 3 or node.args[2] is None:
             continue
-        source, reader = node.args[0], next(iter(node.users))
-        while isinstance(module_of(source), nn.MaxPool2d):
+        (source, weight, bias), reader = node.args[:3], next(iter(node.users))
+        while operation(source) == "max_pool2d":
             source = source.args[0]
-        if isinstance(module_of(reader), nn.ReLU | nn.ReLU6):
+        if operation(reader) in ("relu", "hardtanh"):
             reader = next(iter(reader.users))
-        before = module_of(source)
-        if isinstance(before, FakeQuantize) and isinstance(module_of(reader), FakeQuantize):
-            stored = stored_weight(layer, Container.INT8, float(before.scale))
-            step = (before.scale * stored.scale).detach()
-            rounded[str(node.target)] = torch.round(layer.bias.detach() / step) * step
+        if source.op == weight.op == reader.op == "call_module":
+            scale = model.get_submodule(source.target).scale
+            found = weights[weight.target]
+            step = BiasStep.of(constant(bias), float(scale), 0)
+            stored = stored_weight(found.quantizer, found.weight, Container.INT8, step)
+            step = (scale * stored.scale).detach()
+            rounded[bias.target] = torch.round(constant(bias).detach() / step) * step
     return rounded
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from golden import GOLDEN_MODELS, fill_by_rule, golden_images
-from onnx_runs import assert_same, exported, with_rounded_biases
-from torch import nn
+from onnx_runs import assert_same, exported, rounded_biases
 
 import qdrop
+from qdrop.graph.insert import quantized_weights
 from qdrop.models import build_model
 
 QUICK = {"observer": "MinMaxObserver", "quantizer": "AdaRoundFakeQuantize"}
@@ -42,25 +42,25 @@ def test_native_is_the_model(network, tmp_path):
 def test_int8_is_the_model_with_rounded_biases(network, tmp_path):
     quantized, _ = network
     out = exported(quantized, IMAGES, tmp_path, "int8")
-    rounded = with_rounded_biases(quantized)
+    rounded = rounded_biases(quantized)
     assert len(rounded) > 5
-    kept = {name: quantized.get_submodule(name).bias for name in rounded}
-    for name, bias in rounded.items():
-        quantized.get_submodule(name).bias = nn.Parameter(bias, requires_grad=False)
-    with torch.inference_mode():
+    kept = {path: quantized.get_parameter(path).clone() for path in rounded}
+    with torch.no_grad():
+        for path, bias in rounded.items():
+            quantized.get_parameter(path).copy_(bias)
         expected = quantized(IMAGES)
-    for name, bias in kept.items():
-        quantized.get_submodule(name).bias = bias
+        for path, bias in kept.items():
+            quantized.get_parameter(path).copy_(bias)
     assert_same(out, expected, ties=0.5)
 
 
 def test_native_file_is_as_small_as_its_bits(network, tmp_path):
     quantized, _ = network
     exported(quantized, IMAGES, tmp_path, "native")
-    layers = qdrop.quantization.state.quantized_modules(quantized)
+    weights = quantized_weights(quantized)
     stored_width = {2: 2, 8: 8}
-    bits = sum(q.weight.numel() * stored_width[q.weight_quantizer.spec.bit] for q in layers)
-    floats = sum(2 * len(q.weight) + len(q.weight) / 4 for q in layers) * 4  # scale, bias, zero point
+    bits = sum(found.weight.numel() * stored_width[found.quantizer.spec.bit] for found in weights)
+    floats = sum(2 * len(found.weight) + len(found.weight) / 4 for found in weights) * 4  # scale, bias, zero point
     size = (tmp_path / "native.onnx").stat().st_size
-    names = 1200 * len(layers)  # nodes of the graph, with their names and attributes
+    names = 1200 * len(weights)  # nodes of the graph, with their names and attributes
     assert size < bits / 8 + floats + names
