@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -50,7 +51,13 @@ class Contestant:
 
     def run(self, images: Tensor) -> None:
         """Infer a batch `[N, 3, 224, 224]`."""
-        self.session.run(None, {"images": images.numpy()})
+        self.session.run(None, _named(self.session, images))
+
+
+def _named(session: ort.InferenceSession, images: Tensor) -> dict[str, Any]:
+    """Images as the one input of a file."""
+    (given,) = session.get_inputs()
+    return {given.name: images.numpy()}
 
 
 def contestants(network: str, folder: Path, threads: int) -> dict[str, Contestant]:
@@ -102,7 +109,7 @@ def profile(path: Path, images: Tensor, threads: int) -> dict[str, float]:
     options.profile_file_prefix = str(path.with_suffix(""))
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for _ in range(5):
-        session.run(None, {"images": images.numpy()})
+        session.run(None, _named(session, images))
     spent: Counter[str] = Counter()
     for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
