@@ -261,5 +261,5 @@ def test_every_network_of_the_paper_is_an_experiment_at_all_its_bits():
 
 
 def test_settings_of_a_row_are_those_beside_seed_and_places():
-    row = next(row for row in ROWS if row.run == "resnet20-w2a4-fast-branch8-seed1")
-    assert settings(row) == ("quant.branch_bit=8",)
+    row = next(row for row in ROWS if row.run == "resnet20-w2a4-fast-nodrop-seed1")
+    assert settings(row) == ("quant.recon.drop_prob=1.0",)
