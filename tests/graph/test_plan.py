@@ -338,7 +338,7 @@ def test_reads_well():
         ("squeeze", ["x", "body.0.mean", "body.0.up", "mean"]),
         ("fork", ["x", "body.0.conv2.0", "mean"]),
         ("chain", ["x", "body.0.a.0", "body.0.b.0", "body.0.add", "mean"]),
-        ("unet", ["x"]),
+        ("unet", ["x", "encoder.conv2"]),
     ],
 )
 def test_integer_placement_also_quantizes_the_image_branches_and_averages(name, expected):
