@@ -48,8 +48,8 @@ def capture(model: nn.Module, example: Example) -> fx.GraphModule:
     given = arguments(model, example)
     two, three = rows(given, [0, 1]), rows(given, [0, 1, 0])
     with evaluating(model), torch.no_grad(), _plain_attention():
-        expected = model(**two), model(**three)
         graph = _exported(model, two)
+        expected = model(**two), model(**three)
     graph.meta["example"] = two
     record_shapes(graph, three)
     by_three = {node: node.meta["shapes"] for node in graph.graph.nodes}

@@ -14,7 +14,9 @@ from benchmarks import calibration, common, depth, end_to_end, memory, threads
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
-SHARED = ("__init__", "common", "plain_step", "report", "study", "thread_cases", "whole_run")
+SHARED = (
+    "__init__", "common", "coverage", "coverage_case", "plain_step", "report", "study", "thread_cases", "whole_run",
+)  # fmt: skip
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in SHARED)
 
 
