@@ -148,7 +148,7 @@ def _grid(value: ir.Value | None, marks: Marks) -> float | None:
         node = source.producer()
     if node is None or node not in marks or marks[node].spec.ch_axis != -1:  # with several scales there is no kernel
         return None
-    return float(marks[node].scale)
+    return float(marks[node].scale.detach())
 
 
 def _bias_step(weight: ir.Node, marks: Marks) -> BiasStep | None:

@@ -120,11 +120,12 @@ def resized(x, mode, settings, side=8):
     return F.interpolate(x.repeat(1, 1, 4, 4)[:, :, :side, :side], mode=mode, **settings)
 
 
+ROUNDED = {f"{m} of {n}, {s}": Apply(partial(resized, mode=m, settings=s, side=n)) for m, n, s in ROUNDED_FACTORS}
 PARTS = {
     **{name: Apply(function) for name, function in OPERATIONS.items()},
     **{f"{i} {type(module).__name__}": module for i, module in enumerate(MODULES)},
     **{f"{mode} {s}": Apply(partial(resized, mode=mode, settings=s)) for mode, s in RESIZINGS},
-    **{f"{m} of {n}, {s}": Apply(partial(resized, mode=m, settings=s, side=n)) for m, n, s in ROUNDED_FACTORS},
+    **ROUNDED,
     **{f"prelu {n}": PReLU(*n) for n in product((2, 3, 4), (1, 3), (False, True))},
 }
 """What the exporter writes, in one network."""
@@ -143,7 +144,7 @@ def parts(tmp_path_factory):
 @pytest.mark.parametrize("name", PARTS)
 def test_it_is_what_pytorch_computes(name, parts):
     out, expected = parts[0][name], parts[1][name]
-    assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
+    assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-4 if name in ROUNDED else 1e-5)
 
 
 def test_whole_factors_stay_one_operator(tmp_path):
