@@ -25,7 +25,8 @@ Words used here:
 - *exhaustive*: a range search that tries every candidate on the full tensor; extrapolated from the time of two of them.
 - *work* and *passes*: what moving activations to the units costs, in full-precision passes of all images through the
   network; *quadratic*: running the network from the image again for each unit.
-- *int8*: an exported file in 8-bit types; *int8+add*: the same of a network quantized with `quant.branch_bit=8`;
+- *int8*: an exported file in 8-bit types; *int8+add*: the same with `quant.placement=integer`, or, on record
+  here, with what came before it: 8 bits also for the operands of adds;
   *native*: with true 2- and 4-bit types.
 - *anonymous*: memory that holds no pages of files, which the system could take back.
 - *asleep*, *spinning*: how threads wait for each other; *busy*: as many other processes as threads take time.
