@@ -16,6 +16,7 @@ from torch import fx, nn
 from qdrop import pipeline
 from qdrop.checks import check_inputs, check_seed, check_tensors, collect, original, usable_device
 from qdrop.config import ConfigError, QuantConfig, config_from_dict
+from qdrop.errors import first_line
 from qdrop.graph.inputs import Arguments, Example, tensors
 from qdrop.graph.ops import GraphError
 from qdrop.graph.plan import Plan
@@ -132,7 +133,7 @@ def _capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
         raise
     except Exception as error:  # a foreign network may raise anything
         shapes = ", ".join(str(list(value.shape[1:])) for value in tensors(inputs))
-        raise GraphError(f"the model cannot run on images of shape {shapes}: {error}") from error
+        raise GraphError(f"the model cannot run on images of shape {shapes}: {first_line(error)}") from error
 
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:

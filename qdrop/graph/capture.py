@@ -48,8 +48,9 @@ def capture(model: nn.Module, example: Example) -> fx.GraphModule:
     given = arguments(model, example)
     two, three = rows(given, [0, 1]), rows(given, [0, 1, 0])
     with evaluating(model), torch.no_grad(), _plain_attention():
+        of_two = model(**two)  # what it cannot run on is told in its own words
         graph = _exported(model, two)
-        expected = model(**two), model(**three)
+        expected = of_two, _of_three(model, three)
     graph.meta["example"] = two
     record_shapes(graph, three)
     by_three = {node: node.meta["shapes"] for node in graph.graph.nodes}
@@ -72,6 +73,17 @@ def _check_weights(model: nn.Module) -> None:
                 f"'{name}' is {kind}: the model is quantized already, by torch.ao.quantization or another library;"
                 " quantize the one it was made from, with weights in torch.float32"
             )
+
+
+def _of_three(model: nn.Module, given: Arguments) -> Any:
+    """What the model gives for three rows, where it gave something for two."""
+    try:
+        return model(**given)
+    except Exception as error:  # a foreign network may raise anything
+        raise GraphError(
+            f"the network works in batches of 2 alone: {first_line(error)}; write sizes as x.shape[0], or -1 in a"
+            " reshape"
+        ) from error
 
 
 def _exported(model: nn.Module, given: Arguments) -> fx.GraphModule:
