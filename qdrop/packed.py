@@ -14,7 +14,7 @@ from qdrop.graph.data import GraphDataError, graph_from_data
 from qdrop.graph.insert import quantize_graph, quantized_weights
 from qdrop.graph.plan import Plan
 from qdrop.quantization.affine import along_channels
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
+from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.packing import unpack
 from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.quantization.state import quantizers
@@ -96,8 +96,7 @@ class Checkpoint:
         except (GraphDataError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"the contents do not fit each other: {reason(error)}") from error
         for found in quantized_weights(model):
-            if isinstance(found.quantizer, AdaRoundFakeQuantize):
-                found.quantizer.round_to_nearest(found.weight)
+            found.quantizer.prepare(found.weight)
         model.meta["config"], model.meta["metrics"] = dict(self.config), dict(self.metrics)
         return model.requires_grad_(False)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from qdrop.config.schema import PRESETS, Config
 from qdrop.config.yaml_text import Key
+from qdrop.registry import Registry
 
 PATTERN = "<pattern>"  # in a listed key: whatever name a mapping is given
 NAMES = {NoneType: "null", bool: "true | false", str: "text", dict: "mapping"}
@@ -59,7 +60,7 @@ def describe(hint: Any) -> str:
     """A type in the words of help and errors: ``int 2..8 | null``."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        words = [extra for extra in parts[1:] if isinstance(extra, str)]
+        words = [str(extra) for extra in parts[1:] if isinstance(extra, str | Registry)]
         limits = [limit for extra in parts[1:] for limit in getattr(extra, "metadata", ())]
         return words[0] if words else describe(parts[0]) + _bounds(limits)
     if origin in (Union, UnionType):

@@ -5,10 +5,13 @@ are far above what any run needs: they tell a slip of the finger before it takes
 """
 
 from dataclasses import field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from qdrop.registry import OBJECTIVES, OBSERVERS, QUANTIZERS, Registry
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -17,6 +20,17 @@ def _without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("holds a NUL character, which no file may have in its name")
     return text
+
+
+def _known(registry: Registry) -> AfterValidator:
+    """Accepts the names of a registry, also those that are added to it later."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise PydanticCustomError("unknown_name", "expected one of its names")
+        return name
+
+    return AfterValidator(check)
 
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -35,16 +49,9 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$"), "auto | cpu | cuda | cuda:N"]
 
 ActivationQuantizer = Literal["FixedFakeQuantize", "LSQFakeQuantize", "LSQPlusFakeQuantize"]
-Quantizer = Literal[ActivationQuantizer, "AdaRoundFakeQuantize"]
-Observer = Literal[
-    "MinMaxObserver",
-    "AvgMinMaxObserver",
-    "MSEObserver",
-    "AvgMSEObserver",
-    "MSEFastObserver",
-    "AvgMSEFastObserver",
-    "ClippingObserver",
-]
+Quantizer = Annotated[str, _known(QUANTIZERS), QUANTIZERS]
+Observer = Annotated[str, _known(OBSERVERS), OBSERVERS]
+Objective = Annotated[str, _known(OBJECTIVES), OBJECTIVES]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -128,6 +135,8 @@ class ReconConfig:
     """Learning rate of the weight rounding."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Fraction of the iterations before the rounding term sets in."""
+    objective: Objective = "squared_error"
+    """What a unit's outputs are compared by."""
     weight: NotNegative = 0.01
     """Weight of the rounding term in the loss: 0.01 ResNet, RegNet; 0.1 MobileNetV2; 0.2 MNASNet."""
     iters: Count = 20000
@@ -216,7 +225,7 @@ class QuantConfig:
     @classmethod
     def _has_rounding_to_learn(cls, recon: ReconConfig | None, info: ValidationInfo) -> ReconConfig | None:
         weights = info.data.get("w_qconfig")
-        if recon and weights and weights.quantizer != "AdaRoundFakeQuantize":
+        if recon and weights and weights.quantizer in get_args(ActivationQuantizer):  # all of them to the nearest
             raise ValueError(
                 "reconstruction learns the rounding of weights: expected quant.w_qconfig.quantizer = "
                 f"AdaRoundFakeQuantize, got {weights.quantizer}; or set quant.recon = null"

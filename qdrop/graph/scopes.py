@@ -7,9 +7,8 @@ import torch
 from torch import fx
 
 from qdrop.graph.insert import quantized_weights
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize
 from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import holding, quantizers, quantizing
+from qdrop.quantization.state import quantizers, quantizing
 
 
 @contextmanager
@@ -40,12 +39,10 @@ def calibrating(model: fx.GraphModule) -> Iterator[None]:
 
 @contextmanager
 def learning_rounding(model: fx.GraphModule) -> Iterator[None]:
-    """Inside: AdaRound weights use their soft, differentiable rounding."""
+    """Inside: weights use their soft, differentiable rounding, where it is learned."""
     with ExitStack() as scopes:
         for found in quantized_weights(model):
-            rounding = found.quantizer
-            if isinstance(rounding, AdaRoundFakeQuantize):
-                scopes.enter_context(holding([rounding], "floor", rounding.rounded_down(found.weight)))
+            scopes.enter_context(found.quantizer.learning(found.weight))
         yield
 
 

@@ -60,11 +60,10 @@ def scrambled_positions(shape: torch.Size, layout: torch.memory_format, device: 
 
 
 class Drop:
-    """Keeps each quantized value with probability `prob`, else leaves the full-precision one in its place.
+    """Keeps each quantized value with probability `keep_prob`, else leaves the full-precision one in its place.
 
     Args:
-        prob: The published `drop_prob`: the probability of KEEPING the quantized value. 1.0 never drops,
-            0.0 always does.
+        keep_prob: Probability of keeping the quantized value. 1.0 never drops, 0.0 always does.
         seeds: A seed `[2]` (int32, on the device of the tensors) for each mask, in the order they are asked
             for; masks of one seed and shape are the same, on any device and compiled or not.
         positions: :func:`scrambled_positions`, or the same with a memory.
@@ -72,23 +71,23 @@ class Drop:
 
     def __init__(
         self,
-        prob: float,
+        keep_prob: float,
         seeds: Iterator[Tensor],
         positions: Callable[[torch.Size, torch.memory_format, torch.device], Tensor] = scrambled_positions,
     ) -> None:
-        self.prob = prob
+        self.keep_prob = keep_prob
         self.seeds = seeds
         self.positions = positions
 
     def mask(self, like: Tensor) -> Mask:
-        """A mask for the shape and device of `like`; the chance of 1 is `prob`, to 2^-24.
+        """A mask for the shape and device of `like`; the chance of 1 is `keep_prob`, to 2^-24.
 
         Multiply-shift hashing (Dietzfelbinger et al., 1997) of each element's number with the seed: drawing from a
         generator costs more than a small convolution, and could not be fused with what uses it.
         """
         factor, offset = next(self.seeds).unbind()
         # Float32 rounds the largest numbers up to 2^31: always means below infinity.
-        threshold = math.inf if self.prob == 1 else (self.prob - 0.5) * 2**32
+        threshold = math.inf if self.keep_prob == 1 else (self.keep_prob - 0.5) * 2**32
 
         def choose(numbers: Tensor) -> Tensor:
             # In float32 before the comparison: booleans are slow to store on a CPU.
@@ -97,11 +96,11 @@ class Drop:
         return Mask(self.positions(like.shape, memory_format(like), like.device), choose)
 
     def mix(self, quantized: Tensor, full: Tensor) -> Tensor:
-        """Each element of `quantized` with probability `prob`, else of `full` (same shape); carries no gradient.
+        """Each element of `quantized` with probability `keep_prob`, else of `full` (same shape); carries no gradient.
 
         Integers, such as the numbers of words, are the same in both.
         """
-        if self.prob == 1 or not full.is_floating_point():
+        if self.keep_prob == 1 or not full.is_floating_point():
             return quantized
         keep = self.mask(full)
 

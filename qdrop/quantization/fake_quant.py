@@ -1,16 +1,21 @@
-"""The quantizer modules: one template `forward`, four ways to round."""
+"""The quantizer modules: one template `forward`, a rounding, and three ways to learn a grid."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from qdrop.quantization.affine import MIN_SCALE, along_channels, fake_quantize, scale_from_range
+from qdrop.quantization.affine import MIN_SCALE, along_channels, scale_from_range
 from qdrop.quantization.drop import Drop, Mask
-from qdrop.quantization.observer import OBSERVERS, Observer
-from qdrop.quantization.soft_rounding import alpha_of, soft_levels
-from qdrop.quantization.spec import Kind, QuantizerSpec
+from qdrop.quantization.observer import Observer
+from qdrop.quantization.rounding import Rounding
+from qdrop.quantization.rounding.adaround import AdaRound
+from qdrop.quantization.rounding.nearest import Nearest
+from qdrop.quantization.spec import Group, Kind, QuantizerSpec
+from qdrop.registry import OBSERVERS, QUANTIZERS
 
 
 class FakeQuantize(nn.Module):
@@ -21,14 +26,16 @@ class FakeQuantize(nn.Module):
 
     Args:
         spec: What and how to quantize.
+        rounding: How values become integers; anything but :class:`Nearest` is for weights.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, spec: QuantizerSpec) -> None:
+    def __init__(self, spec: QuantizerSpec, rounding: Callable[[QuantizerSpec], Rounding] = Nearest) -> None:
         super().__init__()
         self.spec = spec
+        self.rounding = rounding(spec)
         self.qmin, self.qmax = spec.integers
         self.register_buffer("scale", torch.ones(spec.channels))
         self.register_buffer("zero_point", torch.zeros(spec.channels))
@@ -42,13 +49,12 @@ class FakeQuantize(nn.Module):
             self.observer.observe(x)
         if not self.active:
             return x
-        keep = None if self.drop is None or self.drop.prob == 1 else self.drop.mask(x)
+        keep = None if self.drop is None or self.drop.keep_prob == 1 else self.drop.mask(x)
         return self.quantize(x, keep)
 
     def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
         """`x` on the grid, where `keep` (shape of `x`; None: everywhere) says so."""
-        scale, zero_point = self._grid_along(x)
-        return fake_quantize(x, scale, zero_point, self.qmin, self.qmax, keep)
+        return self.rounding(x, *self._grid_along(x), keep)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point `[C]` to round `x` with, with the gradients the quantizer learns by."""
@@ -75,10 +81,19 @@ class FakeQuantize(nn.Module):
         observer = self.new_observer()
         observer.observe(weight)
         self.set_range(*observer.range())
+        self.prepare(weight)
+
+    def prepare(self, weight: Tensor) -> None:
+        """Set a weight's integers to the nearest on the grid as it is."""
+        self.rounding.prepare(weight, *self._grid_along(weight))
+
+    def learning(self, weight: Tensor) -> AbstractContextManager[None]:
+        """Inside: the rounding of a weight is soft."""
+        return self.rounding.learning(weight, *self._grid_along(weight))
 
     def harden(self, weight: Tensor) -> float:
         """Make the rounding learned for a weight final; the share of its elements, 0 to 1, not at the nearest."""
-        return 0.0
+        return self.rounding.harden(weight, *self._grid_along(weight))
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Tensor:
@@ -97,9 +112,9 @@ class FakeQuantize(nn.Module):
             raise ValueError(f"{self.spec.name}: the weight is not on its grid; calibrate the network first")
         return steps
 
-    def learned(self) -> list[nn.Parameter]:
-        """The parameters of the grid that reconstruction learns; none for a fixed grid."""
-        return []
+    def param_groups(self) -> dict[Group, list[nn.Parameter]]:
+        """What reconstruction can learn, by what it is: each group has a learning rate of its own."""
+        return {Group.ROUNDING: list(self.rounding.parameters())}
 
     def constrain(self) -> None:
         """Bring learned parameters back to where they mean something, after a step of an optimizer."""
@@ -142,8 +157,8 @@ class FixedFakeQuantize(FakeQuantize):
 class LSQFakeQuantize(FakeQuantize):
     """A grid whose scale is learned (Esser et al., *Learned Step Size Quantization*, ICLR 2020)."""
 
-    def __init__(self, spec: QuantizerSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: QuantizerSpec, rounding: Callable[[QuantizerSpec], Rounding] = Nearest) -> None:
+        super().__init__(spec, rounding)
         del self.scale
         self.scale = nn.Parameter(torch.ones(spec.channels))
 
@@ -156,9 +171,10 @@ class LSQFakeQuantize(FakeQuantize):
     def _gradient_factor(self, x: Tensor) -> float:
         return float(max(x.numel(), 1) / self.spec.channels * self.qmax) ** -0.5
 
-    def learned(self) -> list[nn.Parameter]:
-        """See :meth:`FakeQuantize.learned`."""
-        return [cast(nn.Parameter, self.scale)]
+    def param_groups(self) -> dict[Group, list[nn.Parameter]]:
+        """The scale too."""
+        group = Group.WEIGHT_SCALE if self.spec.kind is Kind.WEIGHT else Group.ACTIVATION_SCALE
+        return super().param_groups() | {group: [cast(nn.Parameter, self.scale)]}
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -172,8 +188,8 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
     Both learn at `recon.scale_lr`; the zero point counts in steps, so that at the published 4e-5 it hardly moves.
     """
 
-    def __init__(self, spec: QuantizerSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: QuantizerSpec, rounding: Callable[[QuantizerSpec], Rounding] = Nearest) -> None:
+        super().__init__(spec, rounding)
         del self.zero_point
         self.zero_point = nn.Parameter(torch.zeros(spec.channels))
 
@@ -185,78 +201,16 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
         zero_point = _scale_gradient(self.zero_point, factor)
         return _scale_gradient(self.scale, factor), zero_point + (zero_point.round() - zero_point).detach()
 
-    def learned(self) -> list[nn.Parameter]:
-        """See :meth:`FakeQuantize.learned`; a symmetric grid keeps its zero point at 0."""
-        learned = super().learned()
-        return learned if self.spec.symmetric else [*learned, cast(nn.Parameter, self.zero_point)]
+    def param_groups(self) -> dict[Group, list[nn.Parameter]]:
+        """The zero point too; a symmetric grid keeps it at 0."""
+        learned = [] if self.spec.symmetric else [cast(nn.Parameter, self.zero_point)]
+        return super().param_groups() | {Group.ZERO_POINT: learned}
 
     @torch.no_grad()
     def constrain(self) -> None:
         """Keep the scale positive and the zero point within the integers."""
         super().constrain()
         self.zero_point.clamp_(self.qmin, self.qmax)
-
-
-class AdaRoundFakeQuantize(FakeQuantize):
-    """A weight quantizer that learns whether each weight rounds down or up (AdaRound, ICML 2020).
-
-    Holds the integers of the weight, as steps above `qmin`, beside the weight itself, which is never
-    touched. They are those of round-to-nearest after :meth:`round_to_nearest`, and the learned ones after
-    :meth:`harden`; in between, while `floor` is set, rounding is soft.
-
-    Args:
-        spec: What and how to quantize; a weight.
-    """
-
-    levels: Tensor
-    floor: Tensor | None
-    """While learning, what :meth:`rounded_down` gave; a buffer, so that it is an argument of compiled code."""
-
-    def __init__(self, spec: QuantizerSpec) -> None:
-        super().__init__(spec)
-        self.alpha = nn.Parameter(torch.zeros(spec.shape))
-        self.register_buffer("levels", torch.zeros(spec.shape, dtype=torch.uint8))
-        self.register_buffer("floor", None, persistent=False)
-
-    def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
-        """The weight from its integers, or, while learning, from its soft rounding; `keep` is not used."""
-        scale, zero_point = self._grid_along(x)
-        if self.floor is None:
-            return (self.levels + (self.qmin - zero_point)) * scale
-        return scale * (soft_levels(self.alpha, self.floor, self.qmin, self.qmax) - zero_point)
-
-    @torch.no_grad()
-    def rounded_down(self, weight: Tensor) -> Tensor:
-        """The integers of rounding down, not clamped; float, shape of the weight."""
-        scale, zero_point = self._grid_along(weight)
-        return torch.floor(weight / scale) + zero_point
-
-    @torch.no_grad()
-    def round_to_nearest(self, weight: Tensor) -> None:
-        """Set the integers to the nearest ones, and `alpha` so that `h(alpha)` is the fraction of w/s."""
-        scale, zero_point = self._grid_along(weight)
-        steps = weight / scale
-        self._set_levels(torch.round(steps) + zero_point)
-        self.alpha.copy_(alpha_of(steps - torch.floor(steps)))
-
-    def fit(self, weight: Tensor) -> None:
-        """See :meth:`FakeQuantize.fit`."""
-        super().fit(weight)
-        self.round_to_nearest(weight)
-
-    @torch.no_grad()
-    def harden(self, weight: Tensor) -> float:
-        """Round up where `alpha >= 0`, else down.
-
-        Returns:
-            Share of the weights, 0 to 1, whose integer is not the nearest one.
-        """
-        nearest = self.levels.clone()
-        self._set_levels(self.rounded_down(weight) + (self.alpha >= 0))
-        return float((self.levels != nearest).float().mean())
-
-    def _set_levels(self, integers: Tensor) -> None:
-        self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))
 
 
 def check_type(scale: Tensor, fn: Callable[[Tensor], Tensor]) -> None:
@@ -280,18 +234,17 @@ def _scale_gradient(value: Tensor, factor: float) -> Tensor:
     return value.detach() + (scaled - scaled.detach())
 
 
-QUANTIZERS: dict[str, type[FakeQuantize]] = {
-    cls.__name__: cls for cls in (FixedFakeQuantize, LSQFakeQuantize, LSQPlusFakeQuantize, AdaRoundFakeQuantize)
-}
-"""Quantizers by the names used in YAML."""
+AdaRoundFakeQuantize = partial(FixedFakeQuantize, rounding=AdaRound)
+"""A fixed grid, on which a weight learns whether each of its elements rounds down or up (AdaRound, ICML 2020)."""
 
 
 def build_quantizer(spec: QuantizerSpec) -> FakeQuantize:
     """The quantizer module that `spec` describes.
 
     Raises:
-        ValueError: For AdaRound on an activation: it holds one rounding per element of a weight.
+        ValueError: For a learned rounding of an activation: it belongs to the elements of a weight.
     """
-    if spec.quantizer == AdaRoundFakeQuantize.__name__ and spec.kind is Kind.ACTIVATION:
-        raise ValueError(f"{spec.name}: AdaRoundFakeQuantize rounds weights; use LSQFakeQuantize for activations")
-    return QUANTIZERS[spec.quantizer](spec)
+    quantizer: FakeQuantize = QUANTIZERS[spec.quantizer](spec)
+    if spec.kind is Kind.ACTIVATION and not isinstance(quantizer.rounding, Nearest):
+        raise ValueError(f"{spec.name}: {spec.quantizer} rounds weights; use LSQFakeQuantize for activations")
+    return quantizer

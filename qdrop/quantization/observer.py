@@ -165,21 +165,6 @@ class AvgMSEFastObserver(_Averaged):
     each = MSEFastObserver
 
 
-OBSERVERS: dict[str, type[Observer]] = {
-    cls.__name__: cls
-    for cls in (
-        MinMaxObserver,
-        AvgMinMaxObserver,
-        MSEObserver,
-        AvgMSEObserver,
-        MSEFastObserver,
-        AvgMSEFastObserver,
-        ClippingObserver,
-    )
-}
-"""Observers by the names used in YAML."""
-
-
 def _observed(state: T | None) -> T:
     if state is None:
         raise ValueError("this observer has seen no tensor; run calibration images through the model first")

@@ -15,6 +15,15 @@ class Kind(StrEnum):
     ACTIVATION = "activation"
 
 
+class Group(StrEnum):
+    """What a learned parameter is; those of a group have one learning rate."""
+
+    ROUNDING = "rounding"
+    WEIGHT_SCALE = "weight_scale"
+    ACTIVATION_SCALE = "activation_scale"
+    ZERO_POINT = "zero_point"
+
+
 @dataclass(frozen=True)
 class QuantizerSpec:
     """One quantizer: where it sits and how it rounds."""
@@ -26,9 +35,9 @@ class QuantizerSpec:
     node: str
     """Graph node whose value is quantized: the constant for a weight, the producer for an activation."""
     quantizer: str
-    """Name of the quantizer class."""
+    """Name of the quantizer, see :data:`qdrop.registry.QUANTIZERS`."""
     observer: str
-    """Name of the observer class that sets the range."""
+    """Name of the observer that sets the range, see :data:`qdrop.registry.OBSERVERS`."""
     bit: int
     """Width, 2 to 8."""
     symmetric: bool

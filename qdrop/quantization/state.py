@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from qdrop.quantization.drop import Drop
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
+from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.spec import Kind
 
 
@@ -20,11 +20,6 @@ def quantizers(model: nn.Module, *kinds: Kind) -> list[FakeQuantize]:
     """The quantizers inside `model` of the given kinds (none given: all)."""
     wanted = kinds or tuple(Kind)
     return [m for m in model.modules() if isinstance(m, FakeQuantize) and m.spec.kind in wanted]
-
-
-def adarounds(model: nn.Module) -> list[AdaRoundFakeQuantize]:
-    """The weight quantizers inside `model` that learn their rounding."""
-    return [m for m in model.modules() if isinstance(m, AdaRoundFakeQuantize)]
 
 
 @contextmanager
@@ -64,6 +59,6 @@ def quantizing(model: nn.Module, weights: bool = True, activations: bool = True)
 
 @contextmanager
 def dropping(model: nn.Module, drop: Drop) -> Iterator[None]:
-    """Inside: each quantized activation is kept with probability `drop.prob`, else full precision."""
+    """Inside: each quantized activation is kept with probability `drop.keep_prob`, else full precision."""
     with holding(quantizers(model, Kind.ACTIVATION), "drop", drop):
         yield

@@ -111,8 +111,9 @@ class Compiler:
         run = self._compiled[key]
 
         def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
-            error, penalty, *found = _call(run, values, inputs)
-            return error.clone(), penalty.clone(), *found  # a CUDA graph writes the next ones in the same place
+            found, count = _call(run, values, inputs), len(loss.terms)
+            # A CUDA graph writes the next ones in the same place.
+            return *(term.clone() for term in found[:count]), *found[count:]
 
         return gradients
 

@@ -1,56 +1,27 @@
-"""The loss of a unit: distance to the full-precision output, plus the push of the rounding to 0 or 1."""
+"""The regularizer of the rounding, and its schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize
-from qdrop.quantization.soft_rounding import undecided
+from qdrop.quantization.fake_quant import FakeQuantize
 
 
-def reconstruction_loss(outs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """:func:`squared_error` of a unit's outputs, summed over them.
-
-    Args:
-        outs: The quantized unit's outputs.
-        targets: The full-precision ones.
-
-    Returns:
-        A scalar.
-    """
-    errors = [squared_error(out, target) for out, target in zip(outs, targets, strict=True)]
-    return errors[0] if len(errors) == 1 else torch.stack(errors).sum()
-
-
-def squared_error(out: Tensor, target: Tensor) -> Tensor:
-    """Squared error, summed over channels (dim 1), averaged over batch and positions.
+def rounding_loss(quantizers: Iterable[FakeQuantize], weight: Tensor, beta: Tensor) -> Tensor:
+    """`weight` times the sum of the regularizers of all roundings that have one.
 
     Args:
-        out: An output of the quantized unit `[N, C, ...]`, or `[N]`, which has one channel.
-        target: The same of the full-precision one, same shape.
-
-    Returns:
-        A scalar.
-    """
-    error = out - target
-    channels = error.shape[1] if error.ndim > 1 else 1
-    return (error * error).sum() / (error.numel() / channels)
-
-
-def rounding_loss(roundings: Sequence[AdaRoundFakeQuantize], weight: Tensor, beta: Tensor) -> Tensor:
-    """`weight * sum(1 - abs(2h - 1)^beta)` over a unit's weights (Nagel et al., AdaRound, 2020, eq. 24).
-
-    Args:
-        roundings: The unit's weight quantizers.
+        quantizers: The unit's quantizers.
         weight: Weight of the term, a scalar.
-        beta: Its exponent, a scalar.
+        beta: Its exponent, a scalar, see :class:`RoundingSchedule`.
 
     Returns:
-        A scalar; 0 without weights.
+        A scalar; 0 where there is none.
     """
-    terms = [undecided(r.alpha, beta) for r in roundings]
+    found = (quantizer.rounding.regularizer(beta) for quantizer in quantizers)
+    terms = [term for term in found if term is not None]
     return weight * torch.stack(terms).sum() if terms else weight * 0
 
 

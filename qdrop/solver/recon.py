@@ -16,8 +16,8 @@ from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
 from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
 from qdrop.solver.compiler import Compiler
-from qdrop.solver.loss import reconstruction_loss
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
+from qdrop.solver.objectives.squared_error import reconstruction_loss
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.storage import CacheError, Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
@@ -34,7 +34,7 @@ class UnitReport:
     kind: str
     """`block` or `layer`."""
     loss_before: float
-    """Reconstruction loss over all calibration images with weights rounded to the nearest."""
+    """Squared error, whatever the objective, over all calibration images with weights rounded to the nearest."""
     loss_after: float
     """The same with the learned rounding and scales."""
     flipped: float
@@ -168,7 +168,7 @@ class _Walk:
     def distance(
         self, module: Callable[..., Sequence[Tensor]], inputs: Sequence[Value], targets: Sequence[Value]
     ) -> float:
-        """Reconstruction loss over all images of what a module makes of its inputs, without keeping that."""
+        """Squared error over all images of what a module makes of its inputs, without keeping that."""
 
         def measure() -> float:
             total, count = 0.0, len(targets[0])

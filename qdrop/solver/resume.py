@@ -175,12 +175,12 @@ class FinishedUnits:
 
 
 def _learned(unit: nn.Module) -> dict[str, Tensor]:
-    """What reconstruction leaves in a unit's quantizers; `alpha` has served its purpose, and bits are in the plan."""
+    """What reconstruction leaves in a unit's quantizers: what a rounding learns by is integers now, bits are in the plan."""
     return {
         f"{quantizer.spec.name}.{name}": value
         for quantizer in quantizers(unit)
         for name, value in quantizer.state_dict().items()
-        if name not in ("alpha", "_extra_state")
+        if name not in ("_extra_state", *dict(quantizer.rounding.named_parameters(prefix="rounding")))
     }
 
 

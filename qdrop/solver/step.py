@@ -7,7 +7,8 @@ the quantizers and their gradients then become a few passes over memory between 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import add
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,9 +17,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qdrop.config import ReconConfig
 from qdrop.quantization.drop import Drop, scrambled_positions
-from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import adarounds, quantizers
-from qdrop.solver.loss import reconstruction_loss, rounding_loss
+from qdrop.quantization.spec import Group, Kind
+from qdrop.quantization.state import quantizers
+from qdrop.registry import OBJECTIVES
+from qdrop.solver.loss import rounding_loss
+from qdrop.solver.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def masks_needed(unit: nn.Module, inputs: int) -> int:
 
 
 Gradients = Callable[[Inputs], tuple[Tensor, ...]]
-"""Reconstruction loss, rounding loss and the gradient of their sum for each learned parameter, in order."""
+"""The terms of the loss, and the gradient of their sum for each learned parameter, in order: `UnitLoss` names both."""
 
 
 class UnitLoss(nn.Module):
@@ -68,31 +71,38 @@ class UnitLoss(nn.Module):
 
     Args:
         unit: A calibrated unit.
-        config: For the probabilities of the drop and the precision.
+        config: For the objective, the probabilities of the drop and the precision.
     """
 
     def __init__(self, unit: nn.Module, config: ReconConfig) -> None:
         super().__init__()
         self.unit = unit
-        self.drop = Drop(config.drop_prob, iter(()))
-        self.input_drop = Drop(config.drop_prob if config.input_prob is None else config.input_prob, iter(()))
+        keep_prob = config.drop_prob  # its published name
+        self.drop = Drop(keep_prob, iter(()))
+        self.input_drop = Drop(keep_prob if config.input_prob is None else config.input_prob, iter(()))
         self.reduced = config.precision == "bfloat16"
-        self.roundings = tuple(adarounds(unit))
+        self.objective: Objective = OBJECTIVES[config.objective]()
+        self.terms = (*self.objective.terms, "rounding")
+
+    def groups(self) -> dict[Group, list[nn.Parameter]]:
+        """What reconstruction learns, by group."""
+        found = [quantizer.param_groups() for quantizer in quantizers(self.unit)]
+        return {group: [p for groups in found for p in groups.get(group, [])] for group in Group}
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """Names and parameters that reconstruction learns: roundings first, then the scales of activations."""
-        wanted = [r.alpha for r in self.roundings] + [p for q in quantizers(self.unit) for p in q.learned()]
+        """Names and parameters that reconstruction learns, group by group."""
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        return {names[id(parameter)]: parameter for parameter in wanted}
+        return {names[id(parameter)]: parameter for group in self.groups().values() for parameter in group}
 
-    def forward(self, batch: Inputs) -> tuple[Tensor, Tensor]:
-        """Reconstruction and rounding loss of a batch, scalars."""
+    def forward(self, batch: Inputs) -> tuple[Tensor, ...]:
+        """The terms of a batch, scalars: those of the objective, then the roundings' regularizer."""
         self.drop.seeds = self.input_drop.seeds = iter(batch.seeds.unbind())
         given = [self.input_drop.mix(q, f) for q, f in zip(batch.quantized, batch.full, strict=True)]
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.reduced, cache_enabled=False):
             outs = self.unit(*given)  # [B, C', ...] each
-        error = reconstruction_loss([out.float() for out in outs], batch.target)
-        return error, rounding_loss(self.roundings, batch.weight, batch.beta)
+        needed = [getattr(batch, need) for need in self.objective.needs]
+        errors = self.objective([out.float() for out in outs], *needed)
+        return *errors, rounding_loss(quantizers(self.unit), batch.weight, batch.beta)
 
 
 def eager(loss: UnitLoss) -> Gradients:
@@ -102,9 +112,9 @@ def eager(loss: UnitLoss) -> Gradients:
     loss.drop.positions = loss.input_drop.positions = cache(scrambled_positions)
 
     def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
-        error, penalty = loss(inputs)
-        found = torch.autograd.grad(error + penalty, learned, materialize_grads=True)
-        return error.detach(), penalty.detach(), *found
+        terms = loss(inputs)
+        found = torch.autograd.grad(reduce(add, terms), learned, materialize_grads=True)
+        return *(term.detach() for term in terms), *found
 
     return gradients
 
@@ -126,9 +136,9 @@ def traced(loss: UnitLoss, example: Inputs) -> tuple[fx.GraphModule, list[Tensor
     def gradients(values: list[Tensor], tensors_of_batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tensors = dict(zip(state, values, strict=True))
         leaves = {name: tensors[name].detach().requires_grad_() for name in learned}
-        error, penalty = functional_call(loss, {**tensors, **leaves}, (example.like(tensors_of_batch),))
-        found = torch.autograd.grad(error + penalty, tuple(leaves.values()), materialize_grads=True)
-        return error.detach(), penalty.detach(), *found
+        terms = functional_call(loss, {**tensors, **leaves}, (example.like(tensors_of_batch),))
+        found = torch.autograd.grad(reduce(add, terms), tuple(leaves.values()), materialize_grads=True)
+        return *(term.detach() for term in terms), *found
 
     values = [value.detach() for value in state.values()]
     return make_fx(gradients)(values, example.tensors()), values

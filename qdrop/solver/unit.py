@@ -6,10 +6,12 @@ of its weights and the scales of its activations.
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
+from operator import add
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +20,7 @@ from qdrop.config import ReconConfig
 from qdrop.errors import QdropError
 from qdrop.graph.scopes import harden, learning_rounding
 from qdrop.quantization.drop import draw_seeds
+from qdrop.quantization.spec import Group
 from qdrop.quantization.state import dropping, quantizers, quantizing
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.batches import Batch, Batches
@@ -40,10 +43,19 @@ class Step:
 
     iteration: int
     """1 to the number of iterations."""
-    reconstruction: Tensor
-    """Reconstruction loss, a scalar still on the device."""
-    rounding: Tensor
-    """Rounding loss, likewise; 0 while it is off."""
+    terms: Mapping[str, Tensor]
+    """The terms of the loss by name, scalars still on the device; the last is `rounding`, 0 while it is off."""
+
+    @property
+    def rounding(self) -> Tensor:
+        """The roundings' regularizer."""
+        return self.terms["rounding"]
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """What the objective says, the sum of its terms."""
+        *errors, _ = self.terms.values()
+        return reduce(add, errors)
 
 
 Watcher = Callable[[Step], None]
@@ -61,6 +73,17 @@ def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Gener
         yield torch.randint(count, (batch_size,), generator=generator)
 
 
+def learning_rates(config: ReconConfig, iteration: int) -> dict[Group, float]:
+    """The rate of each group at an iteration, 1 to `config.iters`: that of roundings stays, those of grids fall."""
+    falling = cosine_rate(config.scale_lr, iteration - 1, config.iters)
+    return {
+        Group.ROUNDING: config.round_lr,
+        Group.WEIGHT_SCALE: falling,
+        Group.ACTIVATION_SCALE: falling,
+        Group.ZERO_POINT: falling,
+    }
+
+
 def iterations(
     unit: fx.GraphModule,
     inputs: Sequence[Pair],
@@ -70,30 +93,31 @@ def iterations(
     batches: Iterator[Tensor] | None = None,
     compiler: Compiler | None = None,
 ) -> Generator[Step, None, None]:
-    """The iterations of :func:`reconstruct_unit`, one each time the next is asked for; rounding stays soft."""
+    """The iterations of :func:`reconstruct_unit`, one each time the next is asked for, inside `learning_rounding`."""
     loss = UnitLoss(unit, config)
-    grids = [q for q in quantizers(unit) if q.learned()]
-    roundings = FusedAdam([r.alpha for r in loss.roundings])
-    scales = FusedAdam([parameter for quantizer in grids for parameter in quantizer.learned()])
+    changing = quantizers(unit)
+    optimizers = {group: FusedAdam(parameters) for group, parameters in loss.groups().items() if parameters}
     device = next(unit.parameters()).device
     batches = batches or draw_batches(len(targets[0]), config.batch_size, config.iters, generator)
     stream = Batches(inputs, targets, device).stream(_first(config.iters, batches))
     work = _inputs(stream, masks_needed(unit, len(inputs)), config, generator, device)
 
     # Closing the work also ends the batches on their way.
-    with closing(work), quantizing(unit), dropping(unit, loss.drop), learning_rounding(unit):
+    with closing(work), quantizing(unit), dropping(unit, loss.drop):
         ready = [next(work)]
         gradients = (compiler or Compiler(config.compile))(loss, ready[0], config.iters)
         for iteration in range(1, config.iters + 1):
             # Nothing else holds a batch while the next is brought, which takes its memory.
-            error, penalty, *found = gradients(ready.pop() if ready else next(work))
-            roundings.step(found[: len(roundings)], config.round_lr)
-            scales.step(found[len(roundings) :], cosine_rate(config.scale_lr, iteration - 1, config.iters))
-            for grid in grids:
-                grid.constrain()
+            found = iter(gradients(ready.pop() if ready else next(work)))
+            terms = {name: next(found) for name in loss.terms}
+            rates = learning_rates(config, iteration)
+            for group, optimizer in optimizers.items():
+                optimizer.step(list(islice(found, len(optimizer))), rates[group])
+            for quantizer in changing:
+                quantizer.constrain()
             if iteration % CHECK_EVERY == 0 or iteration == config.iters:
-                _check_finite(error + penalty, iteration)
-            yield Step(iteration, error, penalty)
+                _check_finite(terms, iteration)
+            yield Step(iteration, terms)
 
 
 def reconstruct_unit(
@@ -112,7 +136,7 @@ def reconstruct_unit(
         unit: A segment's module: takes one tensor or more, gives a tuple of them; its quantizers have their ranges.
         inputs: Its inputs for all calibration images `[N, C, ...]`, in both networks.
         targets: Its full-precision outputs for them `[N, C', ...]`.
-        config: Iterations, rates, drop probability.
+        config: Iterations, rates, objective, drop.
         generator: Source of the batches and of the drop's seeds, on the CPU whatever the unit's device.
         batches: Index tensors to use instead of random ones, at least as many as iterations.
         watch: Called after each iteration.
@@ -126,11 +150,14 @@ def reconstruct_unit(
         ValueError: If there are fewer batches than iterations.
     """
     # Closed also where watching raises, so that nothing is left switched on.
-    with closing(iterations(unit, inputs, targets, config, generator, batches, compiler)) as steps:
+    with (
+        learning_rounding(unit),
+        closing(iterations(unit, inputs, targets, config, generator, batches, compiler)) as steps,
+    ):
         for step in steps:
             if watch is not None:
                 watch(step)
-    return harden(unit)
+        return harden(unit)
 
 
 def _first(count: int, batches: Iterator[Tensor]) -> Tensor:
@@ -170,8 +197,8 @@ def _joined(batch: Batch, seed: Tensor, weight: Tensor, beta: Tensor) -> Inputs:
     return Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta)
 
 
-def _check_finite(loss: Tensor, iteration: int) -> None:
-    value = float(loss.detach())
+def _check_finite(terms: Mapping[str, Tensor], iteration: int) -> None:
+    value = float(reduce(add, terms.values()))
     if not math.isfinite(value):
         raise ReconstructionError(
             f"the loss is {value} at iteration {iteration}; check the calibration images and weights for values"

@@ -8,9 +8,11 @@ and few pixels otherwise takes as long for its rounding as for its convolution.
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdrop.quantization.blocks import in_blocks
+from qdrop.quantization.rounding.base import LearnedRounding
+from qdrop.quantization.spec import QuantizerSpec
 
 STRETCH = 1.2
 """Width of the stretched sigmoid that relaxes rounding."""
@@ -18,6 +20,37 @@ SHIFT = -0.1
 """Its lower end, so that 0 and 1 are reached and not only approached."""
 _SMALLEST = 1e-30
 """Instead of 0 in a logarithm: far from any other distance between a rounding and the middle."""
+
+
+class AdaRound(LearnedRounding):
+    """Learns whether each element of a weight rounds down or up."""
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__(spec)
+        self.alpha = nn.Parameter(torch.zeros(spec.shape))
+
+    @torch.no_grad()
+    def prepare(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        """Set the integers to the nearest ones, and `alpha` so that `h(alpha)` is the fraction of w/s."""
+        super().prepare(weight, scale, zero_point)
+        steps = weight / scale
+        self.alpha.copy_(alpha_of(steps - torch.floor(steps)))
+
+    def begin(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """The integers of rounding down, not clamped."""
+        return torch.floor(weight / scale) + zero_point
+
+    def soft(self, start: Tensor) -> Tensor:
+        """Up by `h(alpha)`."""
+        return soft_levels(self.alpha, start, self.qmin, self.qmax)
+
+    def hard(self, start: Tensor) -> Tensor:
+        """Up where `alpha >= 0`, else down."""
+        return start + (self.alpha >= 0)
+
+    def regularizer(self, beta: Tensor) -> Tensor:
+        """:func:`undecided` roundings."""
+        return undecided(self.alpha, beta)
 
 
 def alpha_of(fraction: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""What a unit's outputs are compared by while it learns. One file for each."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+
+class Objective(ABC):
+    """A distance between what a quantized unit gives and what it should, in one term or more.
+
+    The regularizer of the rounding is none of them: it is the rounding's.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("target",)
+    """What it is given beside the outputs: names of fields of :class:`qdrop.solver.step.Inputs`."""
+    terms: ClassVar[tuple[str, ...]]
+    """Names of its terms."""
+
+    @abstractmethod
+    def __call__(self, outs: Sequence[Tensor], *needed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Its terms, scalars; their sum is what is minimised.
+
+        Args:
+            outs: The quantized unit's outputs `[N, C, ...]`, float32.
+            needed: What it needs, in order.
+        """
