@@ -54,7 +54,7 @@ def _take_over(unit: fx.GraphModule, twin: fx.GraphModule) -> float:
     for name, module in twin.named_modules():
         learned = unit.get_submodule(name).state_dict()
         if isinstance(module, PlainWeight):
-            learned["alpha"].copy_(module.alpha)
+            learned["rounding.alpha"].copy_(module.alpha)
         elif isinstance(module, PlainActivation):
             learned["scale"].copy_(module.scale.abs())
     return harden(unit)

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from qdrop.config import ReconConfig
 from qdrop.quantization.affine import along_channels
-from qdrop.quantization.fake_quant import AdaRoundFakeQuantize, FakeQuantize
-from qdrop.quantization.soft_rounding import SHIFT, STRETCH
-from qdrop.quantization.spec import Kind
+from qdrop.quantization.fake_quant import FakeQuantize
+from qdrop.quantization.rounding.adaround import SHIFT, STRETCH
+from qdrop.quantization.spec import Group, Kind
 from qdrop.quantization.state import quantizers
 from qdrop.solver.cache import Pair, Value
 
@@ -50,12 +50,13 @@ class PlainWeight(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, quantizer: AdaRoundFakeQuantize) -> None:
+    def __init__(self, quantizer: FakeQuantize) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(quantizer.alpha.detach().clone())
+        (alpha,) = quantizer.param_groups()[Group.ROUNDING]
+        self.alpha = nn.Parameter(alpha.detach().clone())
         axis = quantizer.spec.ch_axis
-        self.register_buffer("scale", along_channels(quantizer.scale, quantizer.alpha, axis).clone())
-        self.register_buffer("zero_point", along_channels(quantizer.zero_point, quantizer.alpha, axis).clone())
+        self.register_buffer("scale", along_channels(quantizer.scale, alpha, axis).clone())
+        self.register_buffer("zero_point", along_channels(quantizer.zero_point, alpha, axis).clone())
         self.qmin, self.qmax = quantizer.qmin, quantizer.qmax
 
     def soft_rounding(self) -> Tensor:
@@ -72,10 +73,10 @@ def plain(unit: fx.GraphModule, keep: float) -> fx.GraphModule:
     """A copy of a calibrated unit with plain quantizers, always on."""
     twin = copy.deepcopy(unit)
     for quantizer in quantizers(twin):
-        if isinstance(quantizer, AdaRoundFakeQuantize):
-            twin.set_submodule(quantizer.spec.name, PlainWeight(quantizer))
-        elif quantizer.spec.kind is Kind.ACTIVATION:
-            twin.set_submodule(quantizer.spec.name, PlainActivation(quantizer, keep))
+        is_weight = quantizer.spec.kind is Kind.WEIGHT
+        twin.set_submodule(
+            quantizer.spec.name, PlainWeight(quantizer) if is_weight else PlainActivation(quantizer, keep)
+        )
     return twin
 
 

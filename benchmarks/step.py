@@ -25,12 +25,13 @@ from qdrop.config import QuantConfig, ReconConfig
 from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import make_plan
+from qdrop.graph.scopes import learning_rounding
 from qdrop.graph.split import segments
 from qdrop.models import build_model
 from qdrop.quantization.state import quantizers
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate
-from qdrop.solver.unit import iterations
+from qdrop.solver.unit import Step, iterations
 
 BATCH = 32
 IMAGES = 64
@@ -97,6 +98,12 @@ def bare_step(unit: fx.GraphModule, full: Tensor, target: Tensor, layout: torch.
     return step
 
 
+def learning(unit: fx.GraphModule, inputs: Pair, target: Tensor, config: ReconConfig) -> Iterator[Step]:
+    """The iterations of the block, one each time the next is asked for."""
+    with learning_rounding(unit):
+        yield from iterations(unit, [inputs], [target], config, torch.Generator().manual_seed(0))
+
+
 def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Callable[[], object]]:
     """What is timed, each a call for one iteration."""
     unit, inputs, target = block(case, device)
@@ -107,7 +114,7 @@ def candidates(case: Case, device: torch.device, rounds: int) -> dict[str, Calla
     }
     base = ReconConfig(iters=rounds + 100, warm_up=0.0)
     for name, config in (("compiled", replace(base, compile="on")), ("eager", replace(base, compile="off"))):
-        steps = iterations(copy.deepcopy(unit), [inputs], [target], config, torch.Generator().manual_seed(0))
+        steps = learning(copy.deepcopy(unit), inputs, target, config)
         made[name] = steps.__next__
     step = plain_step(plain(unit, 0.5), [inputs], [target], base)
     made["plain"] = lambda: step(base.weight, base.b_range[0])

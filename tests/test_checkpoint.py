@@ -33,7 +33,8 @@ from qdrop.container import checksum
 from qdrop.graph.insert import quantized_weights
 from qdrop.graph.split import segments
 from qdrop.quantization.affine import MIN_SCALE
-from qdrop.quantization.state import adarounds, quantizers, quantizing
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver.recon import reconstruct
 
 READER = Path(__file__).parents[1] / "docs" / "read_quantized.py"
@@ -137,9 +138,10 @@ def test_every_kind_of_activation_quantizer(quantizer, symmetric, ch_axis, tmp_p
     model, _ = quantized(network("squeeze"), QuantConfig(a_qconfig=activations))
     with torch.no_grad():
         for q in quantizers(model, "activation"):
-            if q.learned():
+            learned = q.param_groups()
+            if learned.get("activation_scale"):
                 q.scale.mul_(1.1)
-            if len(q.learned()) > 1:
+            if learned.get("zero_point"):
                 q.zero_point.add_(0.3)
     loaded = round_trip(model, tmp_path / "q")
     assert torch.equal(loaded(images()), outputs(model, images()))
@@ -159,14 +161,14 @@ def test_a_learned_zero_point_halfway_between_two_integers(tmp_path):
 
 def test_learned_rounding_and_scales(tmp_path):
     model, plan = quantized(network("residual"))
-    nearest = {q.spec.name: q.levels.clone() for q in adarounds(model)}
+    nearest = {q.spec.name: q.rounding.levels.clone() for q in quantizers(model, Kind.WEIGHT)}
     recon = ReconConfig(batch_size=4, iters=60, round_lr=0.05, scale_lr=1e-3)
     assert len(list(reconstruct(model, plan, {"x": images()}, recon, 0, torch.device("cpu")))) == len(plan.units)
-    learned = {q.spec.name: q.levels for q in adarounds(model)}
+    learned = {q.spec.name: q.rounding.levels for q in quantizers(model, Kind.WEIGHT)}
     assert any(not torch.equal(learned[name], nearest[name]) for name in nearest)
     loaded = round_trip(model, tmp_path / "q")
     assert torch.equal(loaded(images()), outputs(model, images()))
-    assert all(torch.equal(q.levels, learned[q.spec.name]) for q in adarounds(loaded))
+    assert all(torch.equal(q.rounding.levels, learned[q.spec.name]) for q in quantizers(loaded, Kind.WEIGHT))
 
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS.values())

@@ -175,7 +175,7 @@ class FinishedUnits:
 
 
 def _learned(unit: nn.Module) -> dict[str, Tensor]:
-    """What reconstruction leaves in a unit's quantizers: what a rounding learns by is integers now, bits are in the plan."""
+    """What reconstruction leaves in a unit's quantizers: a rounding is its integers now, and bits are in the plan."""
     return {
         f"{quantizer.spec.name}.{name}": value
         for quantizer in quantizers(unit)

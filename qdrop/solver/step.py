@@ -82,6 +82,7 @@ class UnitLoss(nn.Module):
         self.input_drop = Drop(keep_prob if config.input_prob is None else config.input_prob, iter(()))
         self.reduced = config.precision == "bfloat16"
         self.objective: Objective = OBJECTIVES[config.objective]()
+        self.weights = tuple(quantizers(unit, Kind.WEIGHT))
         self.terms = (*self.objective.terms, "rounding")
 
     def groups(self) -> dict[Group, list[nn.Parameter]]:
@@ -102,7 +103,7 @@ class UnitLoss(nn.Module):
             outs = self.unit(*given)  # [B, C', ...] each
         needed = [getattr(batch, need) for need in self.objective.needs]
         errors = self.objective([out.float() for out in outs], *needed)
-        return *errors, rounding_loss(quantizers(self.unit), batch.weight, batch.beta)
+        return *errors, rounding_loss(self.weights, batch.weight, batch.beta)
 
 
 def eager(loss: UnitLoss) -> Gradients:

@@ -9,7 +9,8 @@ from benchmarks.plain_step import plain, plain_step
 from qdrop.config import ReconConfig
 from qdrop.graph.scopes import learning_rounding
 from qdrop.graph.split import segments
-from qdrop.quantization.state import adarounds, quantizing
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.unit import unit_generator
 
@@ -47,10 +48,11 @@ def test_plain_reconstruction_lowers_the_error(iters):
         with quantizing(unit), torch.no_grad():
             return (unit(inputs.quantized)[0] - target).square().mean().item()
 
-    before, nearest = error(), [q.levels.clone() for q in adarounds(unit)]
+    roundings = [q.rounding for q in quantizers(unit, Kind.WEIGHT)]
+    before, nearest = error(), [r.levels.clone() for r in roundings]
     config = ReconConfig(batch_size=4, iters=iters, round_lr=0.05)
     share = reconstruct_plainly(unit, [inputs], [target], config, unit_generator(0, "body.0"), watch=None)
-    flipped = sum(int((q.levels != old).sum()) for q, old in zip(adarounds(unit), nearest, strict=True))
+    flipped = sum(int((r.levels != old).sum()) for r, old in zip(roundings, nearest, strict=True))
     assert share == pytest.approx(flipped / sum(old.numel() for old in nearest)) and share > 0
     assert error() < before
 

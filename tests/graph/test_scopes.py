@@ -6,7 +6,7 @@ from qdrop.graph.insert import quantized_weights
 from qdrop.graph.scopes import calibrating, harden, learning_rounding
 from qdrop.quantization.drop import Drop, stream
 from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import adarounds, dropping, quantizers, quantizing
+from qdrop.quantization.state import dropping, quantizers, quantizing
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def model(shared):
 
 
 def state(model):
-    return [(q.active, q.observer, q.drop, getattr(q, "floor", None) is not None) for q in quantizers(model)]
+    return [(q.active, q.observer, q.drop, getattr(q.rounding, "start", None) is not None) for q in quantizers(model)]
 
 
 def is_off(model):
@@ -46,7 +46,7 @@ SCOPES = {
 def test_kinds(model):
     weights, activations = quantizers(model, Kind.WEIGHT), quantizers(model, Kind.ACTIVATION)
     assert set(quantizers(model)) == {*weights, *activations} == set(quantizers(model, *Kind))
-    assert len(weights) == len(quantized_weights(model)) == len(adarounds(model)) == 6
+    assert len(weights) == len(quantized_weights(model)) == 6
     assert len(activations) == 5
 
 
@@ -134,7 +134,7 @@ def test_learning_rounding_starts_at_the_weights(model):
     with quantizing(model, activations=False):
         nearest = model(x)
         with learning_rounding(model):
-            assert all(q.floor is not None for q in adarounds(model))
+            assert all(q.rounding.start is not None for q in quantizers(model, Kind.WEIGHT))
             soft = model(x)
     full = model(x)
     assert (soft - full).abs().mean() < (nearest - full).abs().mean()
@@ -186,16 +186,18 @@ def test_calibrating_builds_no_graph(model):
 
 def test_hardening_untouched_rounding_flips_nothing():
     model = quantized(network("residual"))[0]
-    before = [q.levels.clone() for q in adarounds(model)]
+    roundings = [q.rounding for q in quantizers(model, Kind.WEIGHT)]
+    before = [rounding.levels.clone() for rounding in roundings]
     assert harden(model) == 0
-    assert all(torch.equal(q.levels, levels) for q, levels in zip(adarounds(model), before, strict=True))
+    assert all(torch.equal(r.levels, levels) for r, levels in zip(roundings, before, strict=True))
 
 
 def test_hardening_tells_the_share_that_is_not_at_the_nearest():
     model = quantized(network("residual"))[0]
-    first, *_ = adarounds(model)
+    roundings = [q.rounding for q in quantizers(model, Kind.WEIGHT)]
+    first, *_ = roundings
     before = first.levels.clone()
     with torch.no_grad():
         first.alpha.neg_()
-    total = sum(q.levels.numel() for q in adarounds(model))
+    total = sum(r.levels.numel() for r in roundings)
     assert harden(model) == pytest.approx(int((first.levels != before).sum()) / total) and harden(model) > 0

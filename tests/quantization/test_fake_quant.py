@@ -1,20 +1,19 @@
+import itertools
 import math
 
 import pytest
 import torch
 from networks import activation_spec, weight_spec
-from torch import nn
 
 from qdrop.quantization.drop import Drop, stream
 from qdrop.quantization.fake_quant import (
-    QUANTIZERS,
-    AdaRoundFakeQuantize,
     FixedFakeQuantize,
     LSQFakeQuantize,
     LSQPlusFakeQuantize,
     build_quantizer,
 )
-from qdrop.quantization.soft_rounding import soft_levels
+from qdrop.quantization.rounding.adaround import AdaRound, soft_levels
+from qdrop.quantization.rounding.nearest import Nearest
 
 SPECS = {
     "fixed": activation_spec(quantizer="FixedFakeQuantize"),
@@ -23,6 +22,7 @@ SPECS = {
     "lsq+": activation_spec(quantizer="LSQPlusFakeQuantize"),
     "adaround": weight_spec((4, 3, 3, 3)),
     "adaround per tensor": weight_spec((4, 3), ch_axis=-1, bit=4),
+    "lsq weight": weight_spec(quantizer="LSQFakeQuantize"),
     "fixed weight": weight_spec(quantizer="FixedFakeQuantize", symmetric=True),
 }
 
@@ -42,7 +42,7 @@ def adaround(shape=(4, 30), bit=2, **kwargs):
     observer = quantizer.new_observer()
     observer.observe(weight)
     quantizer.set_range(*observer.range())
-    quantizer.round_to_nearest(weight)
+    quantizer.prepare(weight)
     quantizer.active = True
     return quantizer, weight
 
@@ -116,8 +116,8 @@ def test_everything_is_registered_with_its_final_shape(spec):
     observer = quantizer.new_observer()
     observer.observe(values)
     quantizer.set_range(*observer.range())
-    if isinstance(quantizer, AdaRoundFakeQuantize):
-        quantizer.round_to_nearest(values)
+    if spec.kind == "weight":
+        quantizer.prepare(values)
         quantizer.harden(values)
     quantizer.active = True
     quantizer(values)
@@ -131,8 +131,8 @@ def test_state_dict_rebuilds_the_quantizer(spec):
     quantizer, copy = build_quantizer(spec), build_quantizer(spec)
     values = random(spec.shape if spec.kind == "weight" else (2, *spec.shape))
     quantizer.set_range(-torch.ones(spec.channels), 2 * torch.ones(spec.channels))
-    if isinstance(quantizer, AdaRoundFakeQuantize):
-        quantizer.round_to_nearest(values)
+    if spec.kind == "weight":
+        quantizer.prepare(values)
     copy.load_state_dict(quantizer.state_dict())
     quantizer.active = copy.active = True
     assert torch.equal(copy(values), quantizer(values))
@@ -148,10 +148,16 @@ def test_passes_until_switched_on(spec):
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_what_is_learned(spec):
     quantizer = build_quantizer(spec)
-    assert all(isinstance(p, nn.Parameter) for p in quantizer.learned())
-    count = {LSQFakeQuantize: 1, LSQPlusFakeQuantize: 2}.get(type(quantizer), 0)
-    assert len(quantizer.learned()) == count
-    assert type(quantizer) is QUANTIZERS[spec.quantizer]
+    groups = quantizer.param_groups()
+    assert sorted(map(id, itertools.chain(*groups.values()))) == sorted(map(id, quantizer.parameters()))
+    kind, rounding, learned = {
+        "FixedFakeQuantize": (FixedFakeQuantize, Nearest, set()),
+        "LSQFakeQuantize": (LSQFakeQuantize, Nearest, {f"{spec.kind}_scale"}),
+        "LSQPlusFakeQuantize": (LSQPlusFakeQuantize, Nearest, {f"{spec.kind}_scale", "zero_point"}),
+        "AdaRoundFakeQuantize": (FixedFakeQuantize, AdaRound, {"rounding"}),
+    }[spec.quantizer]
+    assert (type(quantizer), type(quantizer.rounding)) == (kind, rounding)
+    assert {group for group, parameters in groups.items() if parameters} == learned
 
 
 def test_adaround_is_for_weights():
@@ -236,7 +242,7 @@ def test_lsq_plus_learns_its_zero_point():
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_lsq_plus_leaves_the_zero_point_of_a_symmetric_grid(symmetric):
     module = build_quantizer(activation_spec(quantizer="LSQPlusFakeQuantize", symmetric=symmetric))
-    assert any(parameter is module.zero_point for parameter in module.learned()) != symmetric
+    assert any(parameter is module.zero_point for parameter in module.param_groups()["zero_point"]) != symmetric
 
 
 def test_lsq_plus_rounds_with_an_integer_zero_point():
@@ -278,13 +284,13 @@ def test_constrain_keeps_the_zero_point_in_range():
 def test_adaround_starts_at_the_weight(bit, symmetric, shape):
     """h(alpha) is the fraction of w/s: inside the range the soft weight is the weight."""
     quantizer, weight = adaround(shape, bit, symmetric=symmetric)
-    quantizer.floor = quantizer.rounded_down(weight)
     ratio, zero_point = steps(quantizer, weight)
-    h = soft_levels(quantizer.alpha, torch.zeros_like(weight), 0, 1)
+    h = soft_levels(quantizer.rounding.alpha, torch.zeros_like(weight), 0, 1)
     torch.testing.assert_close(h, ratio - ratio.floor(), rtol=0, atol=2e-5)
     inside = (ratio + zero_point > quantizer.qmin) & (ratio + zero_point < quantizer.qmax)
     assert inside.float().mean() > 0.5
-    soft = quantizer(weight)
+    with quantizer.learning(weight):
+        soft = quantizer(weight)
     torch.testing.assert_close(soft[inside], weight[inside], rtol=0, atol=1e-4)
     ends = (
         (quantizer.qmin, ratio + zero_point <= quantizer.qmin),
@@ -300,17 +306,17 @@ def test_adaround_starts_at_the_weight(bit, symmetric, shape):
 def test_adaround_off_is_round_to_nearest(bit, symmetric):
     quantizer, weight = adaround(bit=bit, symmetric=symmetric)
     fixed = FixedFakeQuantize(weight_spec((4, 30), bit, "FixedFakeQuantize", symmetric=symmetric))
-    fixed.load_state_dict({k: v for k, v in quantizer.state_dict().items() if k not in ("alpha", "levels")})
+    fixed.load_state_dict({k: v for k, v in quantizer.state_dict().items() if not k.startswith("rounding.")})
     fixed.active = True
     torch.testing.assert_close(quantizer(weight), fixed(weight), rtol=1e-6, atol=1e-7)
-    assert quantizer.levels.min() >= 0 and quantizer.levels.max() <= 2**bit - 1
+    assert quantizer.rounding.levels.min() >= 0 and quantizer.rounding.levels.max() <= 2**bit - 1
 
 
 def test_adaround_hardens_without_learning_at_the_nearest():
     quantizer, weight = adaround()
-    nearest = quantizer.levels.clone()
+    nearest = quantizer.rounding.levels.clone()
     assert quantizer.harden(weight) == 0
-    assert torch.equal(quantizer.levels, nearest)
+    assert torch.equal(quantizer.rounding.levels, nearest)
 
 
 def test_adaround_hardens_where_alpha_says():
@@ -318,14 +324,14 @@ def test_adaround_hardens_where_alpha_says():
     ratio, zero_point = steps(quantizer, weight)
     up = random(weight.shape, 5) > 0
     with torch.no_grad():
-        quantizer.alpha.copy_(torch.where(up, 0.7, -0.7))
-        quantizer.alpha[0, 0] = 0.0  # a tie goes up
+        quantizer.rounding.alpha.copy_(torch.where(up, 0.7, -0.7))
+        quantizer.rounding.alpha[0, 0] = 0.0  # a tie goes up
     up[0, 0] = True
-    nearest = quantizer.levels.clone()
+    nearest = quantizer.rounding.levels.clone()
     share = quantizer.harden(weight)
     expected = (ratio.floor() + up + zero_point).clamp(0, 15)
-    assert torch.equal(quantizer.levels.float(), expected)
-    assert share == pytest.approx((quantizer.levels != nearest).float().mean().item())
+    assert torch.equal(quantizer.rounding.levels.float(), expected)
+    assert share == pytest.approx((quantizer.rounding.levels != nearest).float().mean().item())
     torch.testing.assert_close(quantizer(weight), (expected - zero_point) * (weight / ratio), rtol=1e-4, atol=1e-6)
 
 
@@ -333,32 +339,32 @@ def test_adaround_hardens_once():
     """Settling twice gives the same integers: a resumed run may do so."""
     quantizer, weight = adaround(bit=4)
     with torch.no_grad():
-        quantizer.alpha.copy_(random(weight.shape, 5))
+        quantizer.rounding.alpha.copy_(random(weight.shape, 5))
     quantizer.harden(weight)
-    once = quantizer.levels.clone()
+    once = quantizer.rounding.levels.clone()
     quantizer.harden(weight)
-    assert torch.equal(quantizer.levels, once)
+    assert torch.equal(quantizer.rounding.levels, once)
 
 
 def test_adaround_learns_by_gradient():
     quantizer, weight = adaround(bit=4)
-    quantizer.floor = quantizer.rounded_down(weight)
     target = random(weight.shape, 1)
-    ((quantizer(weight) - target) ** 2).sum().backward()
+    with quantizer.learning(weight):
+        ((quantizer(weight) - target) ** 2).sum().backward()
     ratio, zero_point = steps(quantizer, weight)
-    sigmoid = torch.sigmoid(quantizer.alpha.detach())
+    sigmoid = torch.sigmoid(quantizer.rounding.alpha.detach())
     scale = weight / ratio
     expected = 2 * (weight - target) * scale * 1.2 * sigmoid * (1 - sigmoid)
     inside = (ratio + zero_point > 0.01) & (ratio + zero_point < 14.99)
-    torch.testing.assert_close(quantizer.alpha.grad[inside], expected[inside], rtol=1e-3, atol=1e-4)
-    assert (quantizer.alpha.grad[inside] != 0).all()
+    torch.testing.assert_close(quantizer.rounding.alpha.grad[inside], expected[inside], rtol=1e-3, atol=1e-4)
+    assert (quantizer.rounding.alpha.grad[inside] != 0).all()
     assert quantizer.scale.grad is None and not quantizer.scale.requires_grad
 
 
 def test_adaround_leaves_the_weight():
     quantizer, weight = adaround()
     before = weight.clone()
-    quantizer.floor = quantizer.rounded_down(weight)
-    quantizer(weight)
+    with quantizer.learning(weight):
+        quantizer(weight)
     quantizer.harden(weight)
     assert torch.equal(weight, before)

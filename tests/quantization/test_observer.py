@@ -5,7 +5,8 @@ import torch
 from test_range_search import exhaustive, range_loss
 
 from qdrop.quantization.affine import fake_quantize, scale_from_range
-from qdrop.quantization.observer import OBSERVERS, MSEObserver
+from qdrop.quantization.observer import MSEObserver
+from qdrop.registry import OBSERVERS
 
 FAST = {"MSEFastObserver", "AvgMSEFastObserver"}
 

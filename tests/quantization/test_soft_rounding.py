@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from qdrop.quantization.blocks import BLOCK
-from qdrop.quantization.soft_rounding import alpha_of, soft_levels, undecided
+from qdrop.quantization.rounding.adaround import alpha_of, soft_levels, undecided
 
 
 def random(*shape, seed=0):

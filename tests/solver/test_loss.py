@@ -3,7 +3,8 @@ import torch
 from networks import weight_spec
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.solver.loss import RoundingSchedule, reconstruction_loss, rounding_loss, squared_error
+from qdrop.solver.loss import RoundingSchedule, rounding_loss
+from qdrop.solver.objectives.squared_error import reconstruction_loss, squared_error
 
 
 def random(*shape, seed=0):
@@ -13,7 +14,7 @@ def random(*shape, seed=0):
 def rounding(shape=(5, 7), seed=0):
     quantizer = build_quantizer(weight_spec(shape))
     with torch.no_grad():
-        quantizer.alpha.copy_(random(*shape, seed=seed) * 2)
+        quantizer.rounding.alpha.copy_(random(*shape, seed=seed) * 2)
     return quantizer
 
 
@@ -73,7 +74,7 @@ def test_rounding_loss(beta):
     layers = [rounding(), rounding((3, 2, 3, 3), seed=1)]
     expected = 0.0
     for layer in layers:
-        h = (1.2 * torch.sigmoid(layer.alpha) - 0.1).clamp(0, 1)
+        h = (1.2 * torch.sigmoid(layer.rounding.alpha) - 0.1).clamp(0, 1)
         expected = expected + (1 - (2 * h - 1).abs() ** beta).sum()
     torch.testing.assert_close(loss_of(layers, 0.3, beta), 0.3 * expected)
 
@@ -82,28 +83,28 @@ def test_rounding_loss_without_weights_or_weight():
     layer = rounding()
     assert loss_of([]) == 0
     loss_of([layer], weight=0.0).backward()
-    assert (layer.alpha.grad == 0).all()
+    assert (layer.rounding.alpha.grad == 0).all()
 
 
 def test_rounding_loss_pushes_to_the_nearer_end():
     layer = rounding((2,))
     with torch.no_grad():
-        layer.alpha.copy_(torch.tensor([-0.5, 0.5]))
+        layer.rounding.alpha.copy_(torch.tensor([-0.5, 0.5]))
     loss_of([layer]).backward()
-    assert layer.alpha.grad[0] > 0 > layer.alpha.grad[1]
+    assert layer.rounding.alpha.grad[0] > 0 > layer.rounding.alpha.grad[1]
 
 
 def test_rounding_loss_is_zero_when_settled():
     layer = rounding((2,))
     with torch.no_grad():
-        layer.alpha.copy_(torch.tensor([-9.0, 9.0]))
+        layer.rounding.alpha.copy_(torch.tensor([-9.0, 9.0]))
     assert loss_of([layer]) == 0
 
 
 def test_rounding_loss_is_finite_everywhere():
     layer = rounding((1001,))
     with torch.no_grad():
-        layer.alpha.copy_(torch.linspace(-40, 40, 1001))
+        layer.rounding.alpha.copy_(torch.linspace(-40, 40, 1001))
     value = loss_of([layer], beta=20.0)
     value.backward()
-    assert value.isfinite() and layer.alpha.grad.isfinite().all()
+    assert value.isfinite() and layer.rounding.alpha.grad.isfinite().all()

@@ -13,7 +13,7 @@ from qdrop.config import ActivationQConfig, CacheConfig, QuantConfig, ReconConfi
 from qdrop.graph.insert import quantized_weights
 from qdrop.graph.split import segments
 from qdrop.quantization.spec import Kind
-from qdrop.quantization.state import adarounds, quantizers, quantizing
+from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver import batches, recon
 from qdrop.solver.cache import Pair, run_all
 from qdrop.solver.compiler import Compiler
@@ -212,8 +212,8 @@ def test_first_steps_are_those_of_adam():
     reconstruct_unit(unit, [inputs], [target], config, torch.Generator(), fixed_batches(), compiler=recording)
     after, (gradients,) = learned(unit), recording.gradients
     assert all(p.grad is None for p in unit.parameters())
-    for rounding in adarounds(unit):
-        key = f"{rounding.spec.name}.alpha"
+    for rounding in quantizers(unit, Kind.WEIGHT):
+        key = f"{rounding.spec.name}.rounding.alpha"
         step, gradient = after[key] - before[key], gradients[key]
         strong = gradient.abs() > 1e-5
         assert strong.float().mean() > 0.5
@@ -258,29 +258,29 @@ def test_first_loss_is_that_of_the_calibrated_unit():
         (out,) = unit(inputs.quantized[:4])
     steps = []
     config = replace(CONFIG, drop_prob=1.0, iters=1)
-    for rounding in adarounds(unit):  # so wide that soft weights are the weights
+    for rounding in quantizers(unit, Kind.WEIGHT):  # so wide that soft weights are the weights
         rounding.scale.mul_(4)
         rounding.zero_point.fill_(2)
     for found in quantized_weights(unit):
-        found.quantizer.round_to_nearest(found.weight)
+        found.quantizer.prepare(found.weight)
     reconstruct_unit(unit, [inputs], [target], config, torch.Generator(), fixed_batches(), steps.append)
     assert steps[0].reconstruction.item() == pytest.approx(((out - target[:4]) ** 2).sum(1).mean().item(), rel=1e-3)
 
 
 def test_share_of_flipped_weights():
     unit, inputs, target = a_unit()
-    nearest = {q.spec.name: q.levels.clone() for q in adarounds(unit)}
+    nearest = {q.spec.name: q.rounding.levels.clone() for q in quantizers(unit, Kind.WEIGHT)}
     config = replace(CONFIG, iters=60, round_lr=0.05)
     share = reconstruct_unit(unit, [inputs], [target], config, torch.Generator().manual_seed(0))
-    flipped = sum((q.levels != nearest[q.spec.name]).sum().item() for q in adarounds(unit))
-    assert share == pytest.approx(flipped / sum(q.levels.numel() for q in adarounds(unit)))
+    flipped = sum((q.rounding.levels != nearest[q.spec.name]).sum().item() for q in quantizers(unit, Kind.WEIGHT))
+    assert share == pytest.approx(flipped / sum(q.rounding.levels.numel() for q in quantizers(unit, Kind.WEIGHT)))
     assert share > 0
 
 
 def test_nothing_is_left_switched_on():
     graph, _, _ = walk()
     assert not any(q.active or q.drop or q.observer for q in quantizers(graph))
-    assert all(q.floor is None for q in adarounds(graph))
+    assert all(q.rounding.start is None for q in quantizers(graph, Kind.WEIGHT))
 
 
 @pytest.mark.parametrize("quantizer", ["FixedFakeQuantize", "LSQPlusFakeQuantize"])

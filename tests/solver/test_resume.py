@@ -18,7 +18,8 @@ from networks import images, network, planned, quantized
 
 import qdrop.files
 from qdrop.config import Config, ReconConfig, load_config
-from qdrop.quantization.state import adarounds
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import quantizers
 from qdrop.solver import run_folder
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.recon import reconstruct
@@ -266,8 +267,8 @@ def test_restores_what_was_learned_and_the_report(tmp_path):
         asdict(r) for r in reports
     ]
     assert found.seconds == pytest.approx(sum(report.seconds for report in reports))
-    for a, b in zip(adarounds(graph), adarounds(again), strict=True):
-        assert torch.equal(a.levels, b.levels) and torch.equal(a.scale, b.scale)
+    for a, b in zip(quantizers(graph, Kind.WEIGHT), quantizers(again, Kind.WEIGHT), strict=True):
+        assert torch.equal(a.rounding.levels, b.rounding.levels) and torch.equal(a.scale, b.scale)
 
 
 def test_units_without_a_record_of_their_run_count_for_nothing(tmp_path):

@@ -8,7 +8,8 @@ from one_step import CONFIG, blocks, decoder, gradients
 
 from qdrop.config import ActivationQConfig, QuantConfig
 from qdrop.graph.scopes import learning_rounding
-from qdrop.quantization.state import adarounds, dropping, quantizing
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import dropping, quantizers, quantizing
 from qdrop.solver.step import UnitLoss, eager, traced
 
 
@@ -66,7 +67,8 @@ def test_bfloat16_computes_the_layers_alone():
     """Losses, roundings and scales stay in float32, and the losses stay near those in float32."""
     part, inputs = blocks()[0]
     seen = []
-    handle = adarounds(part.module)[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    first, *_ = quantizers(part.module, Kind.WEIGHT)
+    handle = first.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     exact, _ = gradients(part, inputs, lambda loss, _: eager(loss))
     found, _ = gradients(part, inputs, lambda loss, _: eager(loss), replace(CONFIG, precision="bfloat16"))
     handle.remove()

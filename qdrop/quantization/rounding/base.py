@@ -88,12 +88,13 @@ class LearnedRounding(Rounding):
     @contextmanager
     def learning(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> Iterator[None]:
         """See :meth:`Rounding.learning`."""
+        before = self.start
         with torch.no_grad():
             self.start = self.begin(weight, scale, zero_point)
         try:
             yield
         finally:
-            self.start = None
+            self.start = before
 
     @torch.no_grad()
     def harden(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> float:
