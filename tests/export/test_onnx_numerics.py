@@ -155,7 +155,7 @@ def test_weights_are_the_same_numbers(bit, name, symmetric, container, tmp_path)
     layer = Layer(nn.Linear(37, 5, bias=False), build_quantizer(weight_spec((5, 37), bit, name, symmetric)))
     with torch.no_grad():
         if name == "AdaRoundFakeQuantize":
-            layer.quantizer.alpha.copy_(torch.randn(5, 37))
+            layer.quantizer.rounding.alpha.copy_(torch.randn(5, 37))
             layer.quantizer.harden(layer.layer.weight)
         out = exported(graph_of(layer), torch.eye(37), tmp_path, container, optimize=False)
         assert torch.equal(out, layer.rounded().T)
@@ -172,7 +172,7 @@ def calibrated(weight, bit):
     """The quantizer of a weight, over all of its range."""
     quantizer = build_quantizer(weight_spec(tuple(weight.shape), bit))
     quantizer.set_range(weight.amin(1), weight.amax(1))
-    quantizer.round_to_nearest(weight)
+    quantizer.prepare(weight)
     return quantizer
 
 
