@@ -9,7 +9,8 @@ from networks import NETWORKS, filled, images, network, planned
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from qdrop.graph.capture import attention, capture
+from qdrop.graph.capture import capture
+from qdrop.graph.exported import attention
 from qdrop.graph.ops import GraphError, is_listed, operation, owner
 
 # ---- what comes out ----
