@@ -42,8 +42,8 @@ def images(count: int = 8, size: int = 8):
 
 def quantized(model: nn.Module, x, observer: str = "MinMaxObserver", w_axis: int = 0):
     a_qconfig = {"bit": 4, "observer": observer}
-    config = {"w_qconfig": a_qconfig | {"ch_axis": w_axis}, "a_qconfig": a_qconfig, "placement": "integer", "recon": None}
-    return qdrop.quantize(model, x, config | {"calibrate": len(x), "calibrate_range": len(x)})[0]
+    config = {"w_qconfig": a_qconfig | {"ch_axis": w_axis}, "a_qconfig": a_qconfig, "placement": "integer"}
+    return qdrop.quantize(model, x, config | {"calibrate": len(x), "calibrate_range": len(x), "recon": None})[0]
 
 
 @torch.no_grad()
