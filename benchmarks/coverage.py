@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import HERE
-from benchmarks.coverage_case import Case, examine
+from benchmarks.coverage_case import Case, examine, prepare
 
 NETWORKS = HERE / "coverage_networks.txt"
 """A name a line: of each family, which is a module of timm or a family name in it, the smallest of up to 100 million
@@ -44,7 +44,7 @@ def run(names: Sequence[str]) -> Iterator[Case]:
     pool = None
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            pool = pool or ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,))
+            pool = pool or ProcessPoolExecutor(1, get_context("spawn"), prepare)
             try:
                 yield pool.submit(examine, name, Path(folder)).result(SECONDS)
             except (BrokenProcessPool, TimeoutError) as error:

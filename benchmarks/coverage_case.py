@@ -59,6 +59,13 @@ class Case:
     """Largest difference of ONNX Runtime's outputs from PyTorch's, relative to the largest of these."""
 
 
+def prepare() -> None:
+    """Set up a process for cases: one thread, and no words but of the case."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
 def examine(name: str, folder: Path) -> Case:
     """Take a network through everything.
 
@@ -66,8 +73,6 @@ def examine(name: str, folder: Path) -> Case:
         name: `timm:NAME` or `torchvision:NAME`.
         folder: Where files are written.
     """
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
     torch.manual_seed(0)
     case = Case(name)
     try:

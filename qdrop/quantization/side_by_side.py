@@ -59,6 +59,7 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     threads, all_there = torch.get_num_threads(), Barrier(count)
 
     def compute_alone() -> None:
+        torch.get_num_threads()  # a thread's first question takes over the number set last, which must not come later
         torch.set_num_threads(1)
         all_there.wait()
 
