@@ -200,4 +200,5 @@ def test_hardening_tells_the_share_that_is_not_at_the_nearest():
     with torch.no_grad():
         first.alpha.neg_()
     total = sum(r.levels.numel() for r in roundings)
-    assert harden(model) == pytest.approx(int((first.levels != before).sum()) / total) and harden(model) > 0
+    share = harden(model)
+    assert share == pytest.approx(int((first.levels != before).sum()) / total, rel=1e-6) and share > 0  # of float32
