@@ -19,7 +19,10 @@ W2A4 = {
 IMAGES = golden_images(8, 64)
 
 
-@pytest.fixture(scope="module", params=GOLDEN_MODELS)
+NAMES = [name if name in ("res18", "mnv2") else pytest.param(name, marks=pytest.mark.slow) for name in GOLDEN_MODELS]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def network(request):
     """A quantized network and its logits for `IMAGES`."""
     model = fill_by_rule(build_model(GOLDEN_MODELS[request.param]))

@@ -15,6 +15,7 @@ from qdrop.export.containers import storage_for, stored_weight
 from qdrop.quantization.fake_quant import FakeQuantize, build_quantizer
 from qdrop.quantization.state import quantizing
 
+pytestmark = pytest.mark.slow  # some 250 exports, each of which costs seconds
 aten = torch.ops.aten
 CONTAINERS = ["native", "int8"]
 WIDTHS = {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}

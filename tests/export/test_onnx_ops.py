@@ -160,7 +160,9 @@ def test_one_dimension(tmp_path):
 
 
 @pytest.mark.parametrize("container", ["native", "int8"])
-@pytest.mark.parametrize("widths", [(2, 2), (2, 4), (3, 3), (4, 8)], ids=str)
+@pytest.mark.parametrize(
+    "widths", [(2, 4), *(pytest.param(w, marks=pytest.mark.slow) for w in ((2, 2), (3, 3), (4, 8)))], ids=str
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_quantized_blocks(name, widths, container, tmp_path):
     model, _ = quantized(network(name), bits(*widths))
