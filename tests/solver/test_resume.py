@@ -293,7 +293,7 @@ def test_units_of_another_run_are_refused(tmp_path):
 def test_a_record_that_no_run_writes_is_refused(tmp_path, content):
     graph, plan = quantized(network("residual"))
     finished = FinishedUnits(tmp_path / "r", plan, {"a": 1})
-    next(reconstruct(graph, plan, images(), RECON, 0, CPU, finished=finished))
+    next(reconstruct(graph, plan, {"x": images()}, RECON, 0, CPU, finished=finished))
     (tmp_path / "r" / "run.json").write_text(content)
     with pytest.raises(ResumeError, match=r"run\.json cannot be read: .*; delete "):
         FinishedUnits(tmp_path / "r", plan, {"a": 1})
