@@ -53,7 +53,7 @@ def told(caplog, clock, seconds: float) -> list[str]:
     """What is said of a run of two units of 5,000 iterations, of which each takes `seconds`."""
     with caplog.at_level("INFO", "qdrop"), UnitProgress({"a": 1.0, "b": 3.0}, 5000) as bar:
         for iteration in range(1, 51):
-            bar("a", Step(iteration, torch.tensor(1.0), torch.tensor(0.0)))
+            bar("a", Step(iteration, {"squared_error": torch.tensor(1.0), "rounding": torch.tensor(0.0)}))
             clock[0] += seconds
     return [record.message for record in caplog.records]
 
