@@ -148,4 +148,9 @@ def _checked(model: nn.Module, batch: Any) -> Arguments:
             )
         if told := layout_flaw(value):
             raise InputError(f"calibration images: a batch {told}; expected dense tensors with values")
-    return pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) and v.is_inference() else v, given)
+    return pytree.tree_map(lambda v: _learnable(v) if isinstance(v, Tensor) else v, given)
+
+
+def _learnable(value: Tensor) -> Tensor:
+    """A tensor that something can be learned from: without a history, and not made in inference mode."""
+    return value.clone() if value.is_inference() else value.detach()
