@@ -75,7 +75,7 @@ def test_a_file_is_loaded_onto_a_device_that_is_there(tmp_path):
 )
 def test_images_without_plain_values(batch, told):
     with pytest.raises(InputError, match=told):
-        checks.collect(batch, 8)
+        checks.collect(Network(), batch, 8)
 
 
 class FixedBatch(Network):

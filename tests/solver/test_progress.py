@@ -36,6 +36,8 @@ def without_logging(monkeypatch):
     """From here on logging is as a notebook finds it: pytest's own handlers are out of the way."""
     monkeypatch.setattr(log, "propagate", False)
     assert not log.hasHandlers() and log.level == logging.NOTSET
+    monkeypatch.setattr(log, "level", logging.NOTSET)  # as other tests may have left it
+    log.manager._clear_cache()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
