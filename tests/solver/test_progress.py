@@ -35,9 +35,8 @@ def lines(shown: str) -> list[str]:
 def without_logging(monkeypatch):
     """From here on logging is as a notebook finds it: pytest's own handlers are out of the way."""
     monkeypatch.setattr(log, "propagate", False)
+    log.setLevel(logging.NOTSET)  # as other tests may not have left it
     assert not log.hasHandlers() and log.level == logging.NOTSET
-    monkeypatch.setattr(log, "level", logging.NOTSET)  # as other tests may have left it
-    log.manager._clear_cache()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
