@@ -71,7 +71,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(error):
 )
 def test_images_that_cannot_be_calibrated_on(images, reason):
     with pytest.raises(CalibrationError, match=reason) as caught:
-        calibrate(torch.nn.ReLU(), images, 2, torch.device("cpu"))
+        calibrate(torch.fx.symbolic_trace(torch.nn.ReLU()), {"input": images}, 2, torch.device("cpu"))
     assert isinstance(caught.value, ValueError)
 
 
