@@ -110,7 +110,7 @@ OPERATORS: dict[str, Operator] = {
         "max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d amax amin max min where masked_fill "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d tril triu diagonal "
         "unfold im2col sort topk masked_select scatter index_put slice_scatter select_scatter copy fill "
-        "zeros_like_masked meshgrid broadcast_tensors as_strided argmax argmin eq ne lt le gt ge logical_and "
+        "meshgrid broadcast_tensors as_strided argmax argmin eq ne lt le gt ge logical_and "
         "logical_or logical_not bitwise_and bitwise_or bitwise_not isnan isfinite any all one_hot",
     ),
     **_rows(
@@ -139,8 +139,6 @@ OPERATORS: dict[str, Operator] = {
 
 UNKNOWN = Operator(Role.OPAQUE)
 """What is in no row: it stays in full precision, and a file cannot hold it."""
-
-_LIBRARIES = {"_operator": operator, "math": math, "torch": torch}
 
 
 def name_of(target: Any) -> str:
