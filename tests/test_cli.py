@@ -114,10 +114,10 @@ def test_evaluate_a_file_that_runs_with_one_size_of_batch_without_saying_so(fold
 
 def test_evaluate_without_the_tensors_beside_the_file(folder, tmp_path, caplog):
     def move(model):
-        weight = next(t for t in model.graph.initializer if t.name == "fc.weight")
-        weight.ClearField("raw_data")
-        weight.data_location = onnx.TensorProto.EXTERNAL
-        weight.external_data.add(key="location", value="absent.bin")
+        bias = next(t for t in model.graph.initializer if t.name == "fc.bias")
+        bias.ClearField("raw_data")
+        bias.data_location = onnx.TensorProto.EXTERNAL
+        bias.external_data.add(key="location", value="absent.bin")
 
     assert main(["evaluate", str(onnx_with(folder, tmp_path / "m.onnx", move))]) == 1
     (record,) = caplog.records
