@@ -7,9 +7,11 @@ model = build_model("timm:mobilenetv3_small_100", path="auto")
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from qdrop.errors import QdropError
 from qdrop.models.cifar_resnet import cifar_resnet
@@ -19,10 +21,23 @@ from qdrop.models.mnasnet import mnasnet
 from qdrop.models.mobilenetv2 import mobilenetv2
 from qdrop.models.regnet import regnetx_600m, regnetx_3200m
 from qdrop.models.resnet import resnet18, resnet50
-from qdrop.models.weights import WeightsError, WeightsInfo, load_weights, resolve_weights
+from qdrop.models.weights import WeightsError, WeightsInfo, load_weights, read_state_dict, resolve_weights
 
 Builder = Callable[..., nn.Module]
 log = logging.getLogger(__name__)
+
+
+def _detector(name: str, depth: int) -> Builder:
+    """A builder of :mod:`qdrop.models.detection`, which is imported when it is called."""
+
+    def build(**kwargs: Any) -> nn.Module:
+        from qdrop.models import detection
+
+        built: nn.Module = getattr(detection, name)(depth, **kwargs)
+        return built
+
+    return build
+
 
 BUILDERS: dict[str, Builder] = {
     "resnet18": resnet18,
@@ -37,8 +52,12 @@ BUILDERS: dict[str, Builder] = {
     "resnet56": partial(cifar_resnet, 56),
     "resnet110": partial(cifar_resnet, 110),
     "digits_resnet": digits_resnet,
+    "faster_rcnn_r50_fpn": _detector("faster_rcnn", 50),
+    "faster_rcnn_r101_fpn": _detector("faster_rcnn", 101),
+    "retinanet_r50_fpn": _detector("retinanet", 50),
+    "retinanet_r101_fpn": _detector("retinanet", 101),
 }
-"""Built-in networks; the first six are those of the paper."""
+"""Built-in networks; the first six and the last four are those of the paper."""
 
 
 def build_model(type: str, kwargs: dict[str, Any] | None = None, path: str | None = None) -> nn.Module:
@@ -78,8 +97,23 @@ def build_model_with_info(
         log.warning("model.path is null: %s has random weights", type)
     elif not of_library:
         info = resolve_weights(path, type)
-        load_weights(model, info)
+        try:
+            load_weights(model, info)
+        except WeightsError as error:
+            other = network_of(read_state_dict(Path(info.path)))
+            if other in (None, type):
+                raise
+            raise WeightsError(
+                f"{info.path} is a checkpoint of {other}, not of {type}: correct model.path, or set"
+                f" model.type = {other}"
+            ) from error
     return model.eval(), info
+
+
+def network_of(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the built-in network that a state dict has the keys of; None: of none."""
+    with torch.device("meta"):  # without memory
+        return next((name for name, build in BUILDERS.items() if set(build().state_dict()) == set(state)), None)
 
 
 def _own_network(name: str, kwargs: Mapping[str, Any], own_weights: bool) -> tuple[nn.Module, None]:

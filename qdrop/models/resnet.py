@@ -4,6 +4,8 @@ Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016 (ar
 Figure 5. The stride of a bottleneck sits on its 3x3 convolution, as the published weights expect.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -81,8 +83,37 @@ class Bottleneck(nn.Module):
         return self.relu(out + shortcut)
 
 
-class ResNet(nn.Module):
-    """A 7x7 stem, four stages of residual blocks, global average pooling, one linear layer (Table 1).
+class ResNetStages(nn.Module):
+    """A 7x7 stem and four stages of residual blocks (Table 1).
+
+    Args:
+        block: the block of every stage.
+        depths: number of blocks in each of the four stages.
+    """
+
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, depths[1], stride=2)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, depths[2], stride=2)
+        self.layer4 = _stage(block, 256 * block.expansion, 512, depths[3], stride=2)
+
+    def forward(self, x: Tensor) -> Any:
+        """Normalised images [N, 3, H, W] -> what each stage gives, [N, 64 * expansion, H/4, W/4] and so on."""
+        x = self.relu(self.bn1(self.conv1(x)))  # [N, 64, H/2, W/2]
+        x = self.maxpool(x)  # [N, 64, H/4, W/4]
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)  # the last [N, 512 * expansion, H/32, W/32]
+
+
+class ResNet(ResNetStages):
+    """The four stages, global average pooling, one linear layer (Table 1).
 
     Args:
         block: the block of every stage.
@@ -93,23 +124,13 @@ class ResNet(nn.Module):
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int
     ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, depths[1], stride=2)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, depths[2], stride=2)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, depths[3], stride=2)
+        super().__init__(block, depths)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] -> logits [N, num_classes]."""
-        x = self.relu(self.bn1(self.conv1(x)))  # [N, 64, H/2, W/2]
-        x = self.maxpool(x)  # [N, 64, H/4, W/4]
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [N, 512 * expansion, H/32, W/32]
+        *_, x = super().forward(x)
         return self.fc(self.avgpool(x).flatten(1))
 
 

@@ -42,6 +42,18 @@ PUBLISHED = {
     "mnasnet": "mnasnet.pth.tar",
 }
 
+# The full-precision detectors of the paper, by model type, in mmdetection's model zoo. The last eight digits
+# of a name begin the file's SHA-256.
+MODEL_ZOO = "https://download.openmmlab.com/mmdetection/v2.0"
+DETECTORS = {
+    "faster_rcnn_r50_fpn": "faster_rcnn/faster_rcnn_r50_fpn_2x_coco/"
+    "faster_rcnn_r50_fpn_2x_coco_bbox_mAP-0.384_20200504_210434-a5d8aa15.pth",
+    "faster_rcnn_r101_fpn": "faster_rcnn/faster_rcnn_r101_fpn_2x_coco/"
+    "faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth",
+    "retinanet_r50_fpn": "retinanet/retinanet_r50_fpn_2x_coco/retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth",
+    "retinanet_r101_fpn": "retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth",
+}
+
 # The checkpoints that come with the package, by model type.
 ASSETS = Path(__file__).with_name("assets")
 EMBEDDED = {"digits_resnet": "digits_resnet.safetensors"}
@@ -87,9 +99,12 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
     """
     if path == "embedded":
         return describe(ASSETS / _known(EMBEDDED, model_type, path))
+    if path == "auto" and model_type in DETECTORS:
+        file = Path(DETECTORS[model_type])
+        return download(f"{MODEL_ZOO}/{file}", hub_folder() / file.name, sha256=file.stem[-8:])
     if path == "auto":
-        url = f"{RELEASE}/{_known(PUBLISHED, model_type, path)}"
-        return download(url, hub_folder() / PUBLISHED[model_type])
+        file = Path(_known(PUBLISHED, model_type, path))
+        return download(f"{RELEASE}/{file}", hub_folder() / file)
     try:
         parts = urlsplit(path)
     except ValueError as error:

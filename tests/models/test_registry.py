@@ -4,13 +4,14 @@ import logging
 
 import pytest
 import torch
-from golden import GOLDEN_MODELS
+from golden import GOLDEN_DETECTORS, GOLDEN_MODELS
 
-from qdrop.models import BUILDERS, ModelError, build_model, build_model_with_info
+from qdrop.models import BUILDERS, ModelError, WeightsError, build_model, build_model_with_info
+from qdrop.models.registry import network_of
 
 
 def test_every_network_of_the_paper_is_there():
-    assert set(GOLDEN_MODELS.values()) | {
+    assert {*GOLDEN_MODELS.values(), *GOLDEN_DETECTORS.values()} | {
         "digits_resnet",
         *(f"resnet{depth}" for depth in (20, 32, 44, 56, 110)),
     } == set(BUILDERS)
@@ -20,6 +21,21 @@ def test_a_model_comes_in_eval_mode_with_its_options():
     model = build_model("resnet18", {"num_classes": 5})
     assert not any(module.training for module in model.modules())
     assert model.fc.out_features == 5
+
+
+def test_a_checkpoint_of_another_network_is_told_in_a_line(tmp_path):
+    torch.save({"state_dict": build_model("resnet20").state_dict()}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError) as error:
+        build_model("digits_resnet", path=str(tmp_path / "net.pth"))
+    told = f"{tmp_path / 'net.pth'} is a checkpoint of resnet20, not of digits_resnet"
+    assert str(error.value) == f"{told}: correct model.path, or set model.type = resnet20"
+
+
+@pytest.mark.parametrize("name", GOLDEN_DETECTORS.values())
+def test_a_detector_is_known_by_its_keys(name):
+    with torch.device("meta"):
+        state = BUILDERS[name]().state_dict()
+    assert network_of(state) == name
 
 
 def test_random_weights_are_announced(caplog):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden import GOLDEN_DETECTORS
 from safetensors.torch import save_file
 from torch import nn
 
@@ -108,6 +109,24 @@ def test_published_addresses():
         "regnet_3200m.pth.tar",
         "mnasnet.pth.tar",
     ]
+
+
+@pytest.mark.parametrize("name", GOLDEN_DETECTORS.values())
+def test_detectors_come_from_the_model_zoo(name, hub, monkeypatch):
+    asked = []
+
+    def offline(url, dst, hash_prefix, **_):
+        asked.append((url, hash_prefix))
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(WeightsError) as error:
+        resolve_weights("auto", name)
+    ((url, digits),) = asked
+    network, config, file = url.removeprefix("https://download.openmmlab.com/mmdetection/v2.0/").split("/")
+    assert name.startswith(network) and config == f"{name}_2x_coco" and file.endswith(f"-{digits}.pth")
+    assert len(digits) == 8 and int(digits, 16)
+    assert url in str(error.value) and str(hub / file) in str(error.value)
 
 
 def test_a_failed_download_says_what_from_where_and_where_to(hub, monkeypatch):
