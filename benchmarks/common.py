@@ -30,9 +30,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from qdrop.runs.run_folder import revision
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.run_folder import revision
 
 HERE = Path(__file__).parent
 QUICK = HERE.parent / "runs" / "benchmarks"

@@ -23,7 +23,7 @@ from qdrop.config import ReconConfig
 from qdrop.graph.plan import Plan
 from qdrop.graph.split import segments
 from qdrop.quantization.state import quantizing
-from qdrop.solver.cache import Pair, run_all
+from qdrop.solver.activations.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate
 
 Run = dict[str, float]

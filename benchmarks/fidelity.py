@@ -24,10 +24,10 @@ from qdrop.graph.scopes import harden
 from qdrop.models import build_model
 from qdrop.runs.page import mean_and_spread
 from qdrop.solver import recon
-from qdrop.solver.accuracy import accuracy
-from qdrop.solver.cache import Pair, Value
+from qdrop.solver.activations.cache import Pair, Value
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
 from qdrop.solver.loss import RoundingSchedule
+from qdrop.tasks.classification.accuracy import accuracy
 
 
 def reconstruct_plainly(

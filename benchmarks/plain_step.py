@@ -16,7 +16,7 @@ from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.rounding.adaround import SHIFT, STRETCH
 from qdrop.quantization.spec import Group, Kind
 from qdrop.quantization.state import quantizers
-from qdrop.solver.cache import Pair, Value
+from qdrop.solver.activations.cache import Pair, Value
 
 
 def _round(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from qdrop.graph.scopes import learning_rounding
 from qdrop.graph.split import segments
 from qdrop.models import build_model
 from qdrop.quantization.state import quantizers
-from qdrop.solver.cache import Pair, run_all
+from qdrop.solver.activations.cache import Pair, run_all
 from qdrop.solver.calibrate import calibrate
 from qdrop.solver.unit import Step, iterations
 

@@ -25,8 +25,8 @@ from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 from qdrop.files import write_file
 from qdrop.models import build_model
 from qdrop.runs.page import mean_and_spread
-from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
+from qdrop.tasks.classification.accuracy import accuracy
 
 PUBLISHED: dict[str, Any] = {"round_lr": 1e-3, "scale_lr": 4e-5}
 FAST: dict[str, Any] = {"round_lr": 3e-2, "scale_lr": 4e-5}

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qdrop.checkpoint import Checkpoint, read
-from qdrop.network_file import FileKind, find_network
-from qdrop.onnx_file import OnnxSummary, OnnxTensor, summary
+from qdrop.checkpoint.network_file import FileKind, find_network
+from qdrop.export.onnx_file import OnnxSummary, OnnxTensor, summary
 from qdrop.quantization.packing import packed_size
 from qdrop.quantization.spec import Kind, QuantizerSpec
 from qdrop.solver.command import exit_status

@@ -19,9 +19,9 @@ from PIL import Image
 
 import qdrop
 from qdrop.checkpoint import load, read, save
+from qdrop.checkpoint.container import read_container
 from qdrop.cli import COMMANDS, main
 from qdrop.config import Config, QuantConfig, ReconConfig
-from qdrop.container import read_container
 from qdrop.solver.evaluate import ALWAYS, IMAGES, PLACES, TORCH
 
 onnx = pytest.importorskip("onnx")
@@ -166,7 +166,9 @@ def test_settings_that_are_not_those_of_a_run_are_left_aside(recorded, folder, t
 @pytest.mark.parametrize("command", ["evaluate", "export"])
 def test_a_checkpoint_is_read_once(command, folder, tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr("qdrop.checkpoint.read_container", lambda *args: reads.append(args) or read_container(*args))
+    monkeypatch.setattr(
+        "qdrop.checkpoint.file.read_container", lambda *args: reads.append(args) or read_container(*args)
+    )
     extra = ["data.val_limit=1"] if command == "evaluate" else ["--out", str(tmp_path / "model.onnx")]
     assert main([command, str(folder / FILES[0]), *extra]) == 0
     assert len(reads) == 1
@@ -264,7 +266,7 @@ def test_memory_that_runs_out_while_a_file_is_read(command, folder, monkeypatch,
     def fails(*args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("qdrop.checkpoint.read_container", fails)
+    monkeypatch.setattr("qdrop.checkpoint.file.read_container", fails)
     assert main([command, str(folder / FILES[0])]) == 1
     assert "error: memory ran out" in caplog.text
 

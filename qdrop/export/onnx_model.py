@@ -22,13 +22,13 @@ from qdrop.export.containers import OPSETS
 from qdrop.export.errors import ExportError
 from qdrop.export.lowering import lower
 from qdrop.export.marks import marked
+from qdrop.export.onnx_file import METRICS, RECORD
 from qdrop.export.options import Container
 from qdrop.export.program import export_program
 from qdrop.export.translations import TRANSLATIONS
 from qdrop.files import write_file
 from qdrop.graph.inputs import Example, arguments
 from qdrop.graph.ops import operation, where
-from qdrop.onnx_file import METRICS, RECORD
 
 
 def export_onnx(
@@ -52,7 +52,7 @@ def export_onnx(
         example: An input `[N, ...]`, or what holds several, as a data loader gives them; for the shapes.
         path: The file to write; it appears under its name only once complete.
         container: Which integer types to use.
-        record: Settings to record in the file, plain data; :mod:`qdrop.onnx_file` reads them.
+        record: Settings to record in the file, plain data; :mod:`qdrop.export.onnx_file` reads them.
         metrics: Figures of the network before export to record, plain data.
 
     Returns:

@@ -40,6 +40,6 @@ class CapturedGraph(fx.GraphModule):
 
 
 def _unpickled(checkpoint: Any, device: torch.device) -> fx.GraphModule:
-    """The network of a :class:`qdrop.packed.Checkpoint`."""
+    """The network of a :class:`qdrop.checkpoint.packed.Checkpoint`."""
     network: fx.GraphModule = checkpoint.build().to(device)
     return network

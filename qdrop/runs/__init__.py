@@ -1,1 +1,1 @@
-"""What finished runs left behind: their table, and the page of experiments made from it."""
+"""The folder of a run: what it leaves behind, how it goes on after an interruption, the table of all runs."""

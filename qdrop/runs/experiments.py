@@ -17,9 +17,9 @@ from qdrop.config import HOW, Config, config_to_dict, load_config
 from qdrop.files import write_file
 from qdrop.runs.page import page
 from qdrop.runs.report import TABLE
+from qdrop.runs.run_folder import PLACES, SETTINGS
 from qdrop.runs.table import Row, TableError, read, row_of, write
 from qdrop.solver.command import exit_status
-from qdrop.solver.run_folder import PLACES, SETTINGS
 
 log = logging.getLogger("qdrop")
 

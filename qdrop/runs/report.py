@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qdrop.runs.result import Result
 from qdrop.runs.table import TableError, read, result_of
 from qdrop.solver.command import exit_status
-from qdrop.solver.result import Result
 
 TABLE = "results.jsonl"
 """The table in a folder of experiments."""

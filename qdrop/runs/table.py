@@ -14,8 +14,8 @@ from typing import Any
 from qdrop.config import Config, config_from_dict, load_config, what_counts
 from qdrop.errors import QdropError, first_line
 from qdrop.files import write_file
-from qdrop.solver.result import Result
-from qdrop.solver.run_folder import PLACES, SETTINGS, portable
+from qdrop.runs.result import Result
+from qdrop.runs.run_folder import PLACES, SETTINGS, portable
 
 OF_THE_MACHINE = ("arguments", "directory")
 """What `env.json` holds of the machine of a run: the command in the row stands for it."""

@@ -12,7 +12,7 @@ from qdrop.graph.inputs import Arguments, between, by_node, to_device
 from qdrop.graph.plan import Plan
 from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
-from qdrop.solver.cache import ActivationCache, run_all
+from qdrop.solver.activations.cache import ActivationCache, run_all
 
 IMAGES = 8
 """How many images the units are compared on."""

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from qdrop import checkpoint
+from qdrop.checkpoint.network_file import FileKind, NetworkFile, find_network
 from qdrop.config import Config, ConfigError, config_from_dict
 from qdrop.errors import first_line
-from qdrop.network_file import FileKind, NetworkFile, find_network
-from qdrop.onnx_file import OnnxFileError, settings
+from qdrop.export.onnx_file import OnnxFileError, settings
 from qdrop.openmp import run_program
-from qdrop.solver.accuracy import accuracy, check_network
+from qdrop.runs.run_folder import data_of_run
 from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import num_classes, validation_loader
 from qdrop.solver.main_imagenet import prepare_device
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.run_folder import data_of_run
+from qdrop.tasks.classification.accuracy import accuracy, check_network
 
 ALWAYS = (
     "data.type",

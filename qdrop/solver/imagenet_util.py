@@ -1,4 +1,4 @@
-"""Images to calibrate on and to validate on, as a network takes them. Where they come from: datasets.py.
+"""Images to calibrate on and to validate on, as a network takes them. Where they come from: the task.
 
 images = calibration_images(config.data, 1024, seed=0)      # [1024, 3, 224, 224]
 loader = validation_loader(config.data)                     # batches of (images, labels)
@@ -19,7 +19,8 @@ from torchvision.transforms.functional import to_tensor
 
 from qdrop.config import Config, DataConfig, config_to_dict
 from qdrop.models.preparation import preparation
-from qdrop.solver.datasets import (
+from qdrop.solver.progress import track
+from qdrop.tasks.classification.datasets import (
     CIFAR_SIDE,
     DataError,
     Source,
@@ -29,7 +30,6 @@ from qdrop.solver.datasets import (
     training_source,
     validation_source,
 )
-from qdrop.solver.progress import track
 
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)

@@ -18,7 +18,9 @@ from qdrop.graph.inputs import arguments
 from qdrop.models import build_model_with_info
 from qdrop.openmp import run_program
 from qdrop.quantization.state import quantizing
-from qdrop.solver.accuracy import accuracy, check_network
+from qdrop.runs.result import Result
+from qdrop.runs.resume import FinishedUnits, identity
+from qdrop.runs.run_folder import RESUME, RunFolder, complete, locked, logging_to, portable
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.imagenet_util import (
     available_cores,
@@ -28,9 +30,7 @@ from qdrop.solver.imagenet_util import (
     validation_loader,
 )
 from qdrop.solver.memory import peak_memory_mb
-from qdrop.solver.result import Result
-from qdrop.solver.resume import FinishedUnits, identity
-from qdrop.solver.run_folder import RESUME, RunFolder, complete, locked, logging_to, portable
+from qdrop.tasks.classification.accuracy import accuracy, check_network
 
 log = logging.getLogger("qdrop")
 

@@ -14,12 +14,12 @@ from qdrop.config import ReconConfig
 from qdrop.graph.plan import Plan
 from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
-from qdrop.solver.cache import ActivationCache, Pair, Value, run_all
+from qdrop.solver.activations.cache import ActivationCache, Pair, Value, run_all
+from qdrop.solver.activations.storage import CacheError, Storage
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.solver.objectives.squared_error import reconstruction_loss
 from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.storage import CacheError, Storage
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
 
 log = logging.getLogger("qdrop")

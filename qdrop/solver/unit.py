@@ -22,9 +22,9 @@ from qdrop.graph.scopes import harden, learning_rounding
 from qdrop.quantization.drop import draw_seeds
 from qdrop.quantization.spec import Group
 from qdrop.quantization.state import dropping, quantizers, quantizing
+from qdrop.solver.activations.batches import Batch, Batches
+from qdrop.solver.activations.cache import Pair, Value
 from qdrop.solver.adam import FusedAdam, cosine_rate
-from qdrop.solver.batches import Batch, Batches
-from qdrop.solver.cache import Pair, Value
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.loss import RoundingSchedule
 from qdrop.solver.step import Inputs, UnitLoss, masks_needed

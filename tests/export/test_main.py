@@ -9,7 +9,7 @@ from onnx_runs import run
 
 import qdrop
 from qdrop.export.__main__ import main
-from qdrop.onnx_file import settings, summary
+from qdrop.export.onnx_file import settings, summary
 
 
 @pytest.fixture

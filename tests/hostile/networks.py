@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import qdrop
 from hostile.case import Case, written
-from qdrop.container import checksum
+from qdrop.checkpoint.container import checksum
 
 COUNT = 1500
 """Of the several thousand changes to a description, chosen at random with a fixed seed."""

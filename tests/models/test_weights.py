@@ -15,8 +15,8 @@ from torch import nn
 from qdrop.config import DataConfig
 from qdrop.models import WeightsError, WeightsInfo, build_model, weights
 from qdrop.models.weights import KEYS_SHOWN, load_weights, read_state_dict, resolve_weights
-from qdrop.solver.accuracy import accuracy
 from qdrop.solver.imagenet_util import validation_loader
+from qdrop.tasks.classification.accuracy import accuracy
 
 
 class Custom:

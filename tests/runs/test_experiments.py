@@ -14,8 +14,8 @@ from qdrop.cli import main
 from qdrop.config import config_from_dict, config_to_dict, load_config, save_config
 from qdrop.runs.experiments import APART, changes, experiments
 from qdrop.runs.page import page, settings
+from qdrop.runs.result import Result
 from qdrop.runs.table import read
-from qdrop.solver.result import Result
 
 EXP = Path(__file__).parents[2] / "exp"
 ROWS = read(EXP / "results.jsonl")
@@ -235,7 +235,7 @@ def test_the_table_needs_neither_the_main_job_nor_its_data():
     loaded = "import sys, qdrop.runs.experiments; print(*sys.modules)"
     env = os.environ | {"PYTHONPATH": str(EXP.parent)}
     done = subprocess.run([sys.executable, "-c", loaded], env=env, capture_output=True, text=True, check=True)
-    assert not {"qdrop.solver.main_imagenet", "qdrop.solver.datasets"} & set(done.stdout.split())
+    assert not {"qdrop.solver.main_imagenet", "qdrop.tasks.classification.datasets"} & set(done.stdout.split())
 
 
 def test_changes_turn_one_config_into_the_other():

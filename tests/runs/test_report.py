@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qdrop.cli import main
+from qdrop.runs.result import Result
 from qdrop.runs.table import read
-from qdrop.solver.result import Result
 
 EXP = Path(__file__).parents[2] / "exp"
 RESULT = Result("timm:mine", "photos", 3, 8, 81.04, 15.2, 66.5, 0.5, 1500, 64, 100, 7, 1.0, 1.0, 1.0)

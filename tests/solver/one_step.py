@@ -8,7 +8,7 @@ from qdrop.graph.scopes import learning_rounding
 from qdrop.graph.split import segments
 from qdrop.quantization.drop import draw_seeds
 from qdrop.quantization.state import dropping, quantizing
-from qdrop.solver.cache import run_all
+from qdrop.solver.activations.cache import run_all
 from qdrop.solver.step import Inputs, UnitLoss, masks_needed
 
 CPU = torch.device("cpu")

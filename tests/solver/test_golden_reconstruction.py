@@ -24,7 +24,7 @@ from qdrop.graph.scopes import calibrating
 from qdrop.graph.split import segments
 from qdrop.models import build_model
 from qdrop.quantization.state import quantizing
-from qdrop.solver.cache import ActivationCache, run_all
+from qdrop.solver.activations.cache import ActivationCache, run_all
 from qdrop.solver.unit import reconstruct_unit
 
 CPU = torch.device("cpu")

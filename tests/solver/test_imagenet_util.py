@@ -13,14 +13,14 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 from qdrop.config import Config, DataConfig, config_from_dict
-from qdrop.solver.accuracy import accuracy, check_network
-from qdrop.solver.datasets import DataError, class_names, digits, training_source, validation_source
 from qdrop.solver.imagenet_util import (
     calibration_images,
     check_preparation,
     num_classes,
     validation_loader,
 )
+from qdrop.tasks.classification.accuracy import accuracy, check_network
+from qdrop.tasks.classification.datasets import DataError, class_names, digits, training_source, validation_source
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -13,11 +13,11 @@ from qdrop.checkpoint import read
 from qdrop.config import Config, config_from_dict, load_config
 from qdrop.errors import QdropError
 from qdrop.graph.plan import Plan
-from qdrop.solver.accuracy import accuracy
+from qdrop.runs.result import Result
+from qdrop.runs.run_folder import complete
 from qdrop.solver.imagenet_util import validation_loader
 from qdrop.solver.main_imagenet import main, run
-from qdrop.solver.result import Result
-from qdrop.solver.run_folder import complete
+from qdrop.tasks.classification.accuracy import accuracy
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=8", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
@@ -163,7 +163,7 @@ def test_a_second_run_does_not_leave_the_first_ones_result_beside_its_own_log(tm
 
 
 def no_room(patch):
-    patch.setattr("qdrop.solver.run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1e6))
+    patch.setattr("qdrop.runs.run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1e6))
 
 
 def not_to_be_saved(patch):

@@ -14,11 +14,12 @@ from qdrop.graph.insert import quantized_weights
 from qdrop.graph.split import segments
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers, quantizing
-from qdrop.solver import batches, recon
-from qdrop.solver.cache import Pair, run_all
+from qdrop.solver import recon
+from qdrop.solver.activations import batches
+from qdrop.solver.activations.cache import Pair, run_all
+from qdrop.solver.activations.storage import Storage, Stored
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.recon import reconstruct
-from qdrop.solver.storage import Storage, Stored
 from qdrop.solver.unit import ReconstructionError, draw_batches, reconstruct_unit, unit_generator
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a packed checkpoint holds, and the network it stands for. To and from files: checkpoint.py."""
+"""What a packed checkpoint holds, and the network it stands for. To and from files: file.py."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qdrop.container import CheckpointError
+from qdrop.checkpoint.container import CheckpointError
 from qdrop.errors import first_line
 from qdrop.graph.data import GraphDataError, graph_from_data
 from qdrop.graph.insert import quantize_graph, quantized_weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qdrop.network_file import FileKind, NetworkFileError, find_network
+from qdrop.checkpoint.network_file import FileKind, NetworkFileError, find_network
 
 
 def written(kind, path):

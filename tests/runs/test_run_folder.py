@@ -15,14 +15,14 @@ from qdrop.config import Config, DataConfig, ModelConfig, ProcessConfig, config_
 from qdrop.export import Container
 from qdrop.export.__main__ import write_onnx, write_program
 from qdrop.models.weights import ASSETS, EMBEDDED
+from qdrop.runs.result import Result
+from qdrop.runs.run_folder import complete, locked, portable
 from qdrop.solver.main_imagenet import main, run
-from qdrop.solver.result import Result
-from qdrop.solver.run_folder import complete, locked, portable
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon=null", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]
-HOLD = "import sys; from qdrop.solver.run_folder import locked\nwith locked({}): print(flush=True); sys.stdin.read()"
+HOLD = "import sys; from qdrop.runs.run_folder import locked\nwith locked({}): print(flush=True); sys.stdin.read()"
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from qdrop.config import CacheConfig
-from qdrop.solver import batches
-from qdrop.solver.batches import Batches
-from qdrop.solver.cache import Pair
-from qdrop.solver.storage import Storage, Stored
+from qdrop.solver.activations import batches
+from qdrop.solver.activations.batches import Batches
+from qdrop.solver.activations.cache import Pair
+from qdrop.solver.activations.storage import Storage, Stored
 
 CPU = torch.device("cpu")
 N = 12

@@ -26,7 +26,7 @@ from qdrop.files import expanded, remove_leftovers, write_file
 from qdrop.graph.plan import Plan
 from qdrop.models.weights import WeightsInfo, is_remote, resolve_weights
 from qdrop.quantization.spec import Kind
-from qdrop.solver.result import Result
+from qdrop.runs.result import Result
 
 MODEL = "quantized.safetensors"
 """The quantized network in a run folder."""

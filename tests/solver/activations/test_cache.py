@@ -4,7 +4,7 @@ from networks import NETWORKS, images, network, quantized
 from torch import nn
 
 from qdrop.graph.split import segments
-from qdrop.solver.cache import ActivationCache, run_all
+from qdrop.solver.activations.cache import ActivationCache, run_all
 
 CPU = torch.device("cpu")
 

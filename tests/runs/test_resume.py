@@ -20,10 +20,10 @@ import qdrop.files
 from qdrop.config import Config, ReconConfig, load_config
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers
-from qdrop.solver import run_folder
+from qdrop.runs import run_folder
+from qdrop.runs.resume import FinishedUnits, ResumeError, identity
 from qdrop.solver.main_imagenet import main, run
 from qdrop.solver.recon import reconstruct
-from qdrop.solver.resume import FinishedUnits, ResumeError, identity
 from qdrop.solver.unit import reconstruct_unit
 
 ROOT = Path(__file__).parents[2]

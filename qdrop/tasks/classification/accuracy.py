@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from qdrop.errors import QdropError, first_line
 from qdrop.quantization.state import evaluating
-from qdrop.solver.datasets import DataError
 from qdrop.solver.progress import track
+from qdrop.tasks.classification.datasets import DataError
 
 
 class NotFiniteError(QdropError, FloatingPointError):

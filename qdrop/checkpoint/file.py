@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, fx
 
+from qdrop.checkpoint.container import CheckpointError, read_container, write_container
+from qdrop.checkpoint.packed import Checkpoint, check_grid, reason
 from qdrop.checks import usable_device
-from qdrop.container import CheckpointError, read_container, write_container
 from qdrop.graph.data import GraphDataError, constants_of, graph_to_data
 from qdrop.graph.insert import QuantizedWeight, quantized_weights
 from qdrop.graph.plan import Plan
-from qdrop.packed import Checkpoint, check_grid, reason
 from qdrop.quantization.fake_quant import FakeQuantize
 from qdrop.quantization.packing import pack
 from qdrop.quantization.spec import Kind

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from qdrop.errors import QdropError
-from qdrop.solver.run_folder import MODEL
+from qdrop.runs.run_folder import MODEL
 
 LONGEST_HEADER = 100_000_000
 """Bytes of the header of a safetensors file, at most: the format's own limit."""

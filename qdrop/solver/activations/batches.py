@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdrop.solver.cache import Pair, Value
-from qdrop.solver.storage import Stored
+from qdrop.solver.activations.cache import Pair, Value
+from qdrop.solver.activations.storage import Stored
 
 AHEAD = 2
 """Batches on their way while a step runs."""

@@ -28,8 +28,8 @@ from qdrop.checkpoint import (
     save,
     write,
 )
+from qdrop.checkpoint.container import checksum
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
-from qdrop.container import checksum
 from qdrop.graph.insert import quantized_weights
 from qdrop.graph.split import segments
 from qdrop.quantization.affine import MIN_SCALE
@@ -37,7 +37,7 @@ from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver.recon import reconstruct
 
-READER = Path(__file__).parents[1] / "docs" / "read_quantized.py"
+READER = Path(__file__).parents[2] / "docs" / "read_quantized.py"
 MIN_MAX = "MinMaxObserver"
 FAST = {"observer": MIN_MAX}
 
@@ -473,7 +473,7 @@ def test_a_forged_plan_reaches_nothing(saved, field, name):
 
 
 def test_a_description_that_unpacks_to_more_than_any_network_needs(saved, monkeypatch):
-    monkeypatch.setattr("qdrop.checkpoint.LARGEST", 100)
+    monkeypatch.setattr("qdrop.checkpoint.file.LARGEST", 100)
     refuses(saved, "takes more than 100 bytes")
 
 
