@@ -30,6 +30,7 @@ setup(
         "scikit-learn>=1.5",
     ],
     extras_require={
+        "coco": ["pycocotools>=2.0.8"],
         "onnx": ["onnx>=1.20", "onnxruntime>=1.24", "onnxscript>=0.7"],
         "test": [
             "ipykernel>=6.29",
@@ -39,6 +40,7 @@ setup(
             "onnx>=1.20",
             "onnxruntime>=1.24",
             "onnxscript>=0.7",
+            "pycocotools>=2.0.8",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

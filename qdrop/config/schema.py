@@ -239,8 +239,8 @@ class ModelConfig:
 
     type: Text = "resnet18"
     """resnet18, resnet50, mobilenetv2, regnetx_600m, regnetx_3200m, mnasnet, resnet20 to resnet110 (CIFAR),
-    digits_resnet; detectors: faster_rcnn_r50_fpn, faster_rcnn_r101_fpn, retinanet_r50_fpn, retinanet_r101_fpn; or
-    timm:NAME, torchvision:NAME."""
+    digits_resnet; detectors: faster_rcnn_r50_fpn, faster_rcnn_r101_fpn, retinanet_r50_fpn, retinanet_r101_fpn,
+    yolo_fastestv2; or timm:NAME, torchvision:NAME."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of its builder, as in {num_classes: 1000}."""
     path: Text | None = "auto"

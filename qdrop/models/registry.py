@@ -7,6 +7,7 @@ model = build_model("timm:mobilenetv3_small_100", path="auto")
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,11 @@ Builder = Callable[..., nn.Module]
 log = logging.getLogger(__name__)
 
 
-def _detector(name: str, depth: int) -> Builder:
-    """A builder of :mod:`qdrop.models.detection`, which is imported when it is called."""
+def _detector(module: str, name: str, *args: Any) -> Builder:
+    """A builder of a module of this package, which is imported when it is called."""
 
     def build(**kwargs: Any) -> nn.Module:
-        from qdrop.models import detection
-
-        built: nn.Module = getattr(detection, name)(depth, **kwargs)
+        built: nn.Module = getattr(import_module(f"qdrop.models.{module}"), name)(*args, **kwargs)
         return built
 
     return build
@@ -52,10 +51,11 @@ BUILDERS: dict[str, Builder] = {
     "resnet56": partial(cifar_resnet, 56),
     "resnet110": partial(cifar_resnet, 110),
     "digits_resnet": digits_resnet,
-    "faster_rcnn_r50_fpn": _detector("faster_rcnn", 50),
-    "faster_rcnn_r101_fpn": _detector("faster_rcnn", 101),
-    "retinanet_r50_fpn": _detector("retinanet", 50),
-    "retinanet_r101_fpn": _detector("retinanet", 101),
+    "yolo_fastestv2": _detector("yolo_fastestv2", "YoloFastestV2"),
+    "faster_rcnn_r50_fpn": _detector("detection", "faster_rcnn", 50),
+    "faster_rcnn_r101_fpn": _detector("detection", "faster_rcnn", 101),
+    "retinanet_r50_fpn": _detector("detection", "retinanet", 50),
+    "retinanet_r101_fpn": _detector("detection", "retinanet", 101),
 }
 """Built-in networks; the first six and the last four are those of the paper."""
 

@@ -13,6 +13,7 @@ from qdrop.models.registry import network_of
 def test_every_network_of_the_paper_is_there():
     assert {*GOLDEN_MODELS.values(), *GOLDEN_DETECTORS.values()} | {
         "digits_resnet",
+        "yolo_fastestv2",
         *(f"resnet{depth}" for depth in (20, 32, 44, 56, 110)),
     } == set(BUILDERS)
 

@@ -1,0 +1,1 @@
+"""Detection of objects: data in COCO's format, boxes, average precision."""
