@@ -131,6 +131,8 @@ class ReconConfig:
     """Calibration images in one iteration, drawn with replacement."""
     scale_lr: NotNegative = 4e-5
     """Learning rate of the activation scales; decays to 0 by a cosine."""
+    scale_step: NotNegative | None = None
+    """Instead of scale_lr, which is the same for all: learning rate of an activation scale as a share of its size."""
     round_lr: NotNegative = 1e-3
     """Learning rate of the weight rounding."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -183,6 +185,25 @@ class ReconConfig:
 
 
 @dataclass(config=STRICT, frozen=True)
+class NetworkConfig:
+    """Learning over the whole network, after its units."""
+
+    iters: Count = 400
+    """Iterations."""
+    batch_size: Batch = 32
+    """Calibration images in one iteration, drawn with replacement."""
+    scale_step: NotNegative = 3e-3
+    """Learning rate of the scales of weights and activations, as a share of each one's size; decays to 0 by a
+    cosine, as do the others."""
+    bias_step: NotNegative = 1e-2
+    """Learning rate of the biases, as a share of the standard deviation of each layer's."""
+    features: NotNegative = 1.0
+    """Weight of the error of what the last layer reads, beside that of the outputs."""
+    augment: bool = True
+    """Shift and mirror images at random; what they should give is then worked out anew in every iteration."""
+
+
+@dataclass(config=STRICT, frozen=True)
 class QuantConfig:
     """What is quantized, to how many bits, and how it is learned."""
 
@@ -211,6 +232,8 @@ class QuantConfig:
     several patterns that match the last counts."""
     recon: ReconConfig | None = field(default_factory=ReconConfig)
     """Reconstruction, by default as published; null: none, weights are rounded to the nearest."""
+    network: NetworkConfig | None = None
+    """Learning over the whole network, after its units, which is not of the paper; null: none."""
 
     @model_validator(mode="after")
     def _a_batch_can_be_drawn(self) -> Self:

@@ -14,7 +14,7 @@ from itertools import islice
 from operator import add
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qdrop.config import ReconConfig
 from qdrop.errors import QdropError
@@ -73,15 +73,38 @@ def draw_batches(count: int, batch_size: int, iters: int, generator: torch.Gener
         yield torch.randint(count, (batch_size,), generator=generator)
 
 
-def learning_rates(config: ReconConfig, iteration: int) -> dict[Group, float]:
-    """The rate of each group at an iteration, 1 to `config.iters`: that of roundings stays, those of grids fall."""
-    falling = cosine_rate(config.scale_lr, iteration - 1, config.iters)
-    return {
-        Group.ROUNDING: config.round_lr,
-        Group.WEIGHT_SCALE: falling,
-        Group.ACTIVATION_SCALE: falling,
-        Group.ZERO_POINT: falling,
-    }
+@dataclass(frozen=True)
+class Learner:
+    """Parameters that learn at one rate."""
+
+    optimizer: FusedAdam
+    """Adam over them."""
+    rate: Callable[[int], float]
+    """Their learning rate at an iteration, from 1."""
+
+
+def learners(groups: Mapping[Group, Sequence[nn.Parameter]], config: ReconConfig) -> Iterator[Learner]:
+    """All that learns, in the order of the groups: roundings at a rate that stays, grids at one that falls.
+
+    With `scale_step`, each scale has a rate of its own, that share of its size: Adam moves by about its rate in every
+    iteration, and scales of one network differ by factors of hundreds.
+    """
+    for group, parameters in groups.items():
+        if not parameters:
+            continue
+        if group is Group.ROUNDING:
+            yield Learner(FusedAdam(parameters), lambda iteration: config.round_lr)
+        elif group is Group.ZERO_POINT or config.scale_step is None:
+            yield Learner(FusedAdam(parameters), falling(config.scale_lr, config.iters))
+        else:
+            for scale in parameters:
+                size = float(scale.detach().abs().mean())
+                yield Learner(FusedAdam([scale]), falling(config.scale_step * size, config.iters))
+
+
+def falling(rate: float, iters: int) -> Callable[[int], float]:
+    """A rate that falls from `rate` to 0 over `iters` iterations, counted from 1, by a cosine."""
+    return lambda iteration: cosine_rate(rate, iteration - 1, iters)
 
 
 def iterations(
@@ -96,7 +119,7 @@ def iterations(
     """The iterations of :func:`reconstruct_unit`, one each time the next is asked for, inside `learning_rounding`."""
     loss = UnitLoss(unit, config)
     changing = quantizers(unit)
-    optimizers = {group: FusedAdam(parameters) for group, parameters in loss.groups().items() if parameters}
+    learning = list(learners(loss.groups(), config))
     device = next(unit.parameters()).device
     batches = batches or draw_batches(len(targets[0]), config.batch_size, config.iters, generator)
     stream = Batches(inputs, targets, device).stream(_first(config.iters, batches))
@@ -110,9 +133,8 @@ def iterations(
             # Nothing else holds a batch while the next is brought, which takes its memory.
             found = iter(gradients(ready.pop() if ready else next(work)))
             terms = {name: next(found) for name in loss.terms}
-            rates = learning_rates(config, iteration)
-            for group, optimizer in optimizers.items():
-                optimizer.step(list(islice(found, len(optimizer))), rates[group])
+            for learner in learning:
+                learner.optimizer.step(list(islice(found, len(learner.optimizer))), learner.rate(iteration))
             for quantizer in changing:
                 quantizer.constrain()
             if iteration % CHECK_EVERY == 0 or iteration == config.iters:

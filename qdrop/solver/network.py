@@ -1,0 +1,206 @@
+"""The whole network learns, once its units have: scales and biases, towards what it gives in full precision.
+
+A unit is learned towards its own output, and knows nothing of what the units behind it make of its error. Here the
+error is that of the network's outputs and of the features its last layer reads, on the calibration images and without
+labels. The integers of the weights stay as the units left them.
+
+    for every iteration:
+        scales = start * exp(theta)                     # a step changes each by the same share, whatever its size
+        biases = start + deviation * theta
+        loss = distance(network(batch) with these, network(batch) in full precision)
+        theta = Adam(gradient of the loss)
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from qdrop.config import NetworkConfig
+from qdrop.graph.ends import biases, giving, last_read, outputs
+from qdrop.graph.inputs import Arguments, rows, split, tensors, to_device
+from qdrop.graph.ops import place
+from qdrop.quantization.state import quantizers, quantizing
+from qdrop.solver.adam import FusedAdam
+from qdrop.solver.augment import vary
+from qdrop.solver.unit import CHECK_EVERY, Learner, ReconstructionError, draw_batches, falling, unit_generator
+
+log = logging.getLogger("qdrop")
+
+NAME = "the whole network"
+"""What this stage is called beside the units; its random numbers depend on the seed and on this."""
+
+
+SMALLEST = 1e-12
+"""Of a variance that something is divided by."""
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """What learning over the whole network did."""
+
+    loss_before: float
+    """Distance to full precision over all calibration images, as the units left it."""
+    loss_after: float
+    """The same afterwards; where it is not less, nothing was changed."""
+    seconds: float
+    """Wall time."""
+
+
+Watch = Callable[[Iterator[Tensor]], Iterator[Tensor]]
+"""Passes the batches on, and may tell how many there were."""
+
+
+def learn_network(
+    network: fx.GraphModule,
+    inputs: Arguments,
+    config: NetworkConfig,
+    seed: int,
+    device: torch.device,
+    watch: Watch = iter,
+) -> NetworkReport:
+    """Learn the scales and biases of a network whose units are learned; nothing of it changes if that does not help.
+
+    Args:
+        network: A quantized graph on `device`, its rounding final; changed in place.
+        inputs: Its arguments for all calibration images, tensors `[N, ...]`, in main memory.
+        config: Iterations, rates, what is compared.
+        seed: Seed of the batches.
+        device: Where to compute.
+        watch: Sees every batch.
+
+    Returns:
+        What it did.
+
+    Raises:
+        ReconstructionError: If a loss is not finite.
+    """
+    started = time.perf_counter()
+    distance = Distance(network, config.features)
+    groups = [(scales(network), config.scale_step), (offsets(network), config.bias_step)]
+    learned = [item for group, _ in groups for item in group]
+    learners = [Learner(FusedAdam([item.theta for item in g]), falling(rate, config.iters)) for g, rate in groups if g]
+    generator = unit_generator(seed, NAME)
+    before = over_all(distance, {}, inputs, config.batch_size, device)
+
+    drawn = draw_batches(len(tensors(inputs)[0]), config.batch_size, config.iters, generator)
+    for iteration, chosen in enumerate(watch(drawn), 1):
+        batch = to_device(rows(inputs, chosen.tolist()), device)
+        loss = distance(values(learned), vary(batch, generator) if config.augment else batch)
+        if iteration % CHECK_EVERY == 0 or iteration == config.iters:
+            _check_finite(loss, iteration)
+        found = iter(torch.autograd.grad(loss, [item.theta for item in learned], materialize_grads=True))
+        for learner in learners:
+            learner.optimizer.step(list(islice(found, len(learner.optimizer))), learner.rate(iteration))
+
+    after = over_all(distance, values(learned), inputs, config.batch_size, device)
+    if after < before:
+        settle(network, values(learned))
+    else:
+        log.warning(
+            "%s: learning did not help, and is undone: loss %.5g -> %.5g; try lower quant.network.scale_step and"
+            " bias_step",
+            *(NAME, before, after),
+        )
+    return NetworkReport(before, after, time.perf_counter() - started)
+
+
+def _check_finite(loss: Tensor, iteration: int) -> None:
+    if not loss.isfinite():
+        raise ReconstructionError(
+            f"{NAME}: the loss is {loss.item()} at iteration {iteration}; try lower quant.network.scale_step and"
+            " bias_step"
+        )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A tensor of the network that learns, by how far it is from its start."""
+
+    name: str
+    """Its path in the network."""
+    start: Tensor
+    """Its value before."""
+    theta: nn.Parameter
+    """How far it is, in its shape: 0 at first."""
+    move: Callable[[Tensor, Tensor], Tensor]
+    """Its value, of both."""
+
+
+def scales(network: fx.GraphModule) -> list[Learned]:
+    """Those of all quantizers, which move by shares of their size: `start * exp(theta)`."""
+    found = {f"{quantizer.spec.name}.scale": quantizer.scale for quantizer in quantizers(network)}
+    return [_learned(name, start, lambda start, theta: start * theta.exp()) for name, start in found.items()]
+
+
+def offsets(network: fx.GraphModule) -> list[Learned]:
+    """All biases, which move by shares of the standard deviation over their layer: `start + deviation * theta`."""
+    return [_learned(name, network.get_parameter(name), _by_deviation) for name in biases(network)]
+
+
+def _by_deviation(start: Tensor, theta: Tensor) -> Tensor:
+    return start + start.std(correction=0) * theta
+
+
+def _learned(name: str, start: Tensor, move: Callable[[Tensor, Tensor], Tensor]) -> Learned:
+    start = start.detach().clone()
+    return Learned(name, start, nn.Parameter(torch.zeros_like(start)), move)
+
+
+def values(learned: Sequence[Learned]) -> dict[str, Tensor]:
+    """What the network's tensors are now, by path; differentiable."""
+    return {item.name: item.move(item.start, item.theta) for item in learned}
+
+
+@torch.no_grad()
+def settle(network: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
+    """Put values in the place of the network's own tensors."""
+    for name, value in values.items():
+        holder, attribute = place(network, name)
+        getattr(holder, attribute).copy_(value)
+
+
+class Distance:
+    """How far the quantized network is from full precision, for a batch.
+
+    The sum of :func:`relative_error` over all outputs, and, with a weight, over the features.
+
+    Args:
+        network: The quantized graph; as it is it gives the values of full precision, once its quantizers are off.
+        features: Weight of the features.
+    """
+
+    def __init__(self, network: fx.GraphModule, features: float) -> None:
+        given, read = outputs(network), last_read(network) if features else []
+        self._ends = giving(network, [*given, *read])
+        self._weights = [1.0] * len(given) + [features] * len(read)
+
+    def __call__(self, values: Mapping[str, Tensor], batch: Arguments) -> Tensor:
+        """The distance with `values` in the place of the network's tensors: a scalar."""
+        with torch.no_grad(), quantizing(self._ends, weights=False, activations=False):
+            wanted = self._ends(**batch)
+        with quantizing(self._ends):
+            found = functional_call(self._ends, dict(values), args=(), kwargs=batch)
+        pairs = zip(found, wanted, strict=True)
+        return torch.stack([w * relative_error(*pair) for w, pair in zip(self._weights, pairs, strict=True)]).sum()
+
+
+def relative_error(out: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the variance of the target, both over all elements `[N, ...]`: 1 for a constant."""
+    return F.mse_loss(out, target) / target.var(correction=0).clamp(min=SMALLEST)
+
+
+@torch.no_grad()
+def over_all(
+    distance: Distance, values: Mapping[str, Tensor], inputs: Arguments, size: int, device: torch.device
+) -> float:
+    """The mean distance over all images, `size` at a time."""
+    batches = split(inputs, size)
+    total = sum(float(distance(values, to_device(batch, device))) * len(tensors(batch)[0]) for batch in batches)
+    return total / len(tensors(inputs)[0])
