@@ -3,6 +3,7 @@ from .api import quantize as quantize
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .config import NetworkConfig as NetworkConfig
 from .config import QuantConfig as QuantConfig
 from .config import ReconConfig as ReconConfig
 from .errors import QdropError as QdropError
@@ -17,6 +18,7 @@ __version__: str
 __all__ = [
     "CheckpointError",
     "GraphError",
+    "NetworkConfig",
     "Plan",
     "QdropError",
     "QuantConfig",

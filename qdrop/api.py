@@ -22,6 +22,7 @@ from qdrop.graph.ops import GraphError
 from qdrop.graph.plan import Plan
 from qdrop.openmp import advise
 from qdrop.quantization.state import quantizers
+from qdrop.solver.network import NAME, NetworkReport
 from qdrop.solver.progress import telling
 from qdrop.solver.recon import UnitReport
 
@@ -39,6 +40,8 @@ class Report:
     """What is quantized where, and the units."""
     units: tuple[UnitReport, ...]
     """Losses before and after, in order; empty without reconstruction."""
+    network: NetworkReport | None = None
+    """The same of learning over the whole network; None without it."""
 
     def __str__(self) -> str:
         """A table with a line for each unit; the plan, where nothing was learned."""
@@ -51,6 +54,9 @@ class Report:
         for unit in self.units:
             losses = (f"{unit.loss_before:.4g}", f"{unit.loss_after:.4g}")
             table.add_row(unit.unit, unit.kind, *losses, f"{unit.flipped:.1%}", f"{unit.seconds:.1f}")
+        if self.network is not None:
+            losses = (f"{self.network.loss_before:.4g}", f"{self.network.loss_after:.4g}")
+            table.add_row(NAME, "network", *losses, "-", f"{self.network.seconds:.1f}")
         text = StringIO()
         Console(width=WIDE, file=text).print(table)  # it takes what its cells need
         return text.getvalue().rstrip()
@@ -119,7 +125,8 @@ def quantize(
         network = pipeline.insert(graph, plan, target)
         pipeline.calibrate(network, inputs, quant, target)
         units = tuple(pipeline.reconstruct(network, plan, inputs, quant, seed, target))
-    return pipeline.freeze(network), Report(plan, units)
+        whole = pipeline.learn_network(network, inputs, quant, seed, target)
+    return pipeline.freeze(network), Report(plan, units, whole)
 
 
 def _capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:

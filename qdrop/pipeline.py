@@ -7,6 +7,7 @@
     calibrate(network, inputs, config.quant, device)
     for report in reconstruct(network, plan, inputs, config.quant, seed, device):
         ...
+    learn_network(network, inputs, config.quant, seed, device)
     freeze(network)
 
 All of it runs inside :func:`arithmetic`.
@@ -18,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qdrop.config import QuantConfig
 from qdrop.config.summary import summary
@@ -28,12 +29,14 @@ from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan
 from qdrop.graph.plan import make_plan as place
 from qdrop.quantization.state import quantizers
+from qdrop.solver import network as network_stage
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate as find_ranges
-from qdrop.solver.estimate import unit_costs
+from qdrop.solver.estimate import duration, unit_costs
 from qdrop.solver.memory import keeping_freed_memory
+from qdrop.solver.network import NAME, NetworkReport
 from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.progress import UnitProgress
+from qdrop.solver.progress import UnitProgress, track
 from qdrop.solver.recon import Finished, UnitReport
 
 log = logging.getLogger("qdrop")
@@ -143,6 +146,37 @@ def reconstruct(
         for report in recon.reconstruct(network, plan, given, quant.recon, seed, device, progress, scratch, finished):
             progress.finish(report)
             yield report
+
+
+def learn_network(
+    network: fx.GraphModule, inputs: Arguments, quant: QuantConfig, seed: int, device: torch.device
+) -> NetworkReport | None:
+    """Learn scales and biases over the whole network, where `quant.network` asks for it; see `solver/network.py`.
+
+    Args:
+        network: A network on `device` whose units are learned, changed in place.
+        inputs: Its arguments for all calibration images.
+        quant: Without `network` nothing is done.
+        seed: Seed of the batches and of how images are varied.
+        device: Where to compute.
+
+    Returns:
+        What it did; None where it is not asked for.
+
+    Raises:
+        ReconstructionError: If a loss is not finite.
+    """
+    if quant.network is None:
+        return None
+    iters = quant.network.iters
+
+    def watch(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        return track(batches, NAME, iters)
+
+    report = network_stage.learn_network(network, inputs, quant.network, seed, device, watch)
+    told = (report.loss_before, report.loss_after, duration(report.seconds))
+    log.info("%s: loss %.5g -> %.5g, %s", NAME, *told)
+    return report
 
 
 def freeze(network: fx.GraphModule) -> fx.GraphModule:

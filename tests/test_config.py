@@ -13,6 +13,7 @@ from qdrop.config import (
     ConfigError,
     DataConfig,
     LayerBits,
+    NetworkConfig,
     QuantConfig,
     ReconConfig,
     config_from_dict,
@@ -194,7 +195,7 @@ process: {device: tpu}
         [
             f"c.yaml:3: quant.a_qconfig.quantizer = AdaRoundFakeQuantize: expected {activations}",
             "c.yaml:4: quant.a_qconfig.bit = 9: expected int 2..8",
-            "c.yaml:6: quant.recon.itres: unknown key; did you mean quant.recon.iters?",
+            "c.yaml:6: quant.recon.itres: unknown key; did you mean quant.recon.iters or quant.network.iters?",
             "c.yaml:7: quant.recon.b_range: expected the larger value first, as in [20, 2]",
             "c.yaml:10: modle: unknown key; did you mean model?",
             'c.yaml:13: data.mean = [1, "a", "b"]: expected list of 3, each float -1e+06..1e+06',
@@ -382,7 +383,8 @@ def test_every_key_of_a_config_is_in_help():
             if isinstance(value, dict):
                 yield from leaves(value, (*above, name))
 
-    full = config_to_dict(Config(quant=QuantConfig(recon=ReconConfig(), overrides={"<pattern>": LayerBits()})))
+    quant = QuantConfig(recon=ReconConfig(), network=NetworkConfig(), overrides={"<pattern>": LayerBits()})
+    full = config_to_dict(Config(quant=quant))
     listed = {setting.key for setting in settings()}
     assert set(leaves(full)) - {("quant", "overrides", "<pattern>")} == listed
 

@@ -38,6 +38,7 @@ def by_api(file: Path, *overrides: str) -> dict[str, tuple[str, bytes]]:
     [
         [],
         ["quant.recon=null"],
+        ["quant.network.iters=4"],
         ["quant.a_qconfig.observer=AvgMinMaxObserver", "quant.calibrate_batch=24", "data.batch_size=10"],
         ["quant.a_qconfig.observer=AvgMSEFastObserver", "quant.recon.batch_size=16", "quant.recon.granularity=layer"],
     ],

@@ -35,7 +35,6 @@ def giving(network: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
     copies: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(network.graph, copies)
     graph.output(tuple(copies[node] for node in nodes))
-    graph.eliminate_dead_code()
     return fx.GraphModule(network, graph)
 
 

@@ -93,6 +93,7 @@ def _quantize(config: Config, out: Path) -> Result:
     started = time.perf_counter()
     for report in pipeline.reconstruct(quantized, plan, inputs, quant, seed, device, out, finished):
         folder.log(asdict(report))
+    pipeline.learn_network(quantized, inputs, quant, seed, device)
     seconds_reconstruct = time.perf_counter() - started + finished.seconds
 
     # The outcome, measured on what the run leaves behind.

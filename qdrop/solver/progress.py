@@ -61,12 +61,12 @@ def telling() -> Iterator[None]:
         log.setLevel(logging.NOTSET)
 
 
-def track(steps: Iterable[T], what: str) -> Iterator[T]:
-    """Each of `steps`, with a bar called `what` while they last."""
+def track(steps: Iterable[T], what: str, count: int | None = None) -> Iterator[T]:
+    """Each of `steps`, with a bar called `what` while they last; `count` of them, where they do not tell it."""
     with _bar(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     ) as bar:
-        yield from bar.track(steps, description=what)
+        yield from bar.track(steps, total=count, description=what)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
