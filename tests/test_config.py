@@ -224,7 +224,7 @@ process: {device: tpu}
         ("data:", "data = null: expected section"),
         ("data: {std: [1, 1, 0]}", "data.std = [1, 1, 0]: expected list of 3, each float 1e-06..1e+06"),
         ("model: {path: 3}", "model.path = 3: expected text | null"),
-        ("iters: 3", "iters: unknown key; did you mean quant.recon.iters?"),
+        ("iters: 3", "iters: unknown key; did you mean quant.recon.iters or quant.network.iters?"),
         ("bit: 3", "bit: unknown key; did you mean quant.a_qconfig.bit or quant.w_qconfig.bit?"),
         ("quant: {zzz: 3}", "quant.zzz: unknown key; valid here: a_qconfig, w_qconfig, calibrate, "),
         ("zzz: 3", "zzz: unknown key; valid here: quant, model, data, process, base"),
