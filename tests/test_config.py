@@ -195,7 +195,7 @@ process: {device: tpu}
         [
             f"c.yaml:3: quant.a_qconfig.quantizer = AdaRoundFakeQuantize: expected {activations}",
             "c.yaml:4: quant.a_qconfig.bit = 9: expected int 2..8",
-            "c.yaml:6: quant.recon.itres: unknown key; did you mean quant.recon.iters or quant.network.iters?",
+            "c.yaml:6: quant.recon.itres: unknown key; did you mean quant.recon.iters?",
             "c.yaml:7: quant.recon.b_range: expected the larger value first, as in [20, 2]",
             "c.yaml:10: modle: unknown key; did you mean model?",
             'c.yaml:13: data.mean = [1, "a", "b"]: expected list of 3, each float -1e+06..1e+06',

@@ -83,9 +83,14 @@ def learn_network(
     """
     started = time.perf_counter()
     distance = Distance(network, config.features)
-    groups = [(scales(network), config.scale_step), (offsets(network), config.bias_step)]
+    groups = [(scales(network), config.scale_rate), (offsets(network), config.bias_rate)]
     learned = [item for group, _ in groups for item in group]
-    learners = [Learner(FusedAdam([item.theta for item in g]), falling(rate, config.iters)) for g, rate in groups if g]
+    share = 1 / coarsest(network)
+    learners = [
+        Learner(FusedAdam([item.theta for item in group]), falling(rate * share, config.iters))
+        for group, rate in groups
+        if group
+    ]
     generator = unit_generator(seed, NAME)
     before = over_all(distance, {}, inputs, config.batch_size, device)
 
@@ -104,8 +109,8 @@ def learn_network(
         settle(network, values(learned))
     else:
         log.warning(
-            "%s: learning did not help, and is undone: loss %.5g -> %.5g; try lower quant.network.scale_step and"
-            " bias_step",
+            "%s: learning did not help, and is undone: loss %.5g -> %.5g; try lower quant.network.scale_rate and"
+            " bias_rate",
             *(NAME, before, after),
         )
     return NetworkReport(before, after, time.perf_counter() - started)
@@ -114,8 +119,8 @@ def learn_network(
 def _check_finite(loss: Tensor, iteration: int) -> None:
     if not loss.isfinite():
         raise ReconstructionError(
-            f"{NAME}: the loss is {loss.item()} at iteration {iteration}; try lower quant.network.scale_step and"
-            " bias_step"
+            f"{NAME}: the loss is {loss.item()} at iteration {iteration}; try lower quant.network.scale_rate and"
+            " bias_rate"
         )
 
 
@@ -142,6 +147,15 @@ def scales(network: fx.GraphModule) -> list[Learned]:
 def offsets(network: fx.GraphModule) -> list[Learned]:
     """All biases, which move by shares of the standard deviation over their layer: `start + deviation * theta`."""
     return [_learned(name, network.get_parameter(name), _by_deviation) for name in biases(network)]
+
+
+def coarsest(network: fx.GraphModule) -> int:
+    """The largest integer, counted from 0, of the grid with the fewest bits.
+
+    Rates are divided by it. A change of a scale by a share moves the outermost level by that share of so many steps,
+    and Adam moves also what has no gradient but noise: a network of finer grids is hurt by smaller changes.
+    """
+    return min((2**quantizer.spec.bit - 1 for quantizer in quantizers(network)), default=1)
 
 
 def _by_deviation(start: Tensor, theta: Tensor) -> Tensor:

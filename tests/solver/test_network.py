@@ -73,15 +73,15 @@ def test_the_same_seed_gives_the_same_network(network):
 
 def test_what_does_not_help_is_undone_and_said(network, caplog):
     before = tensors(network)
-    report = learn_network(network, INPUTS, replace(CONFIG, iters=3, scale_step=3.0), 1, CPU)
+    report = learn_network(network, INPUTS, replace(CONFIG, iters=3, scale_rate=9.0), 1, CPU)
     assert report.loss_after >= report.loss_before
     assert all(torch.equal(value, before[name]) for name, value in tensors(network).items())
-    assert "did not help, and is undone" in caplog.text and "quant.network.scale_step" in caplog.text
+    assert "did not help, and is undone" in caplog.text and "quant.network.scale_rate" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_is_said(network):
-    with pytest.raises(ReconstructionError, match=r"the whole network: the loss is nan.*scale_step"):
-        learn_network(network, INPUTS, replace(CONFIG, scale_step=1e6, bias_step=1e6), 1, CPU)
+    with pytest.raises(ReconstructionError, match=r"the whole network: the loss is nan.*scale_rate"):
+        learn_network(network, INPUTS, replace(CONFIG, scale_rate=1e6, bias_rate=1e6), 1, CPU)
 
 
 def test_images_are_shifted_and_mirrored_and_nothing_else_is():
