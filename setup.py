@@ -28,6 +28,7 @@ setup(
         "rich>=13.7",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
     ],
     extras_require={
         "coco": ["pycocotools>=2.0.8"],

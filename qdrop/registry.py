@@ -55,6 +55,8 @@ OBSERVERS = Registry(
         "AvgMSEObserver",
         "MSEFastObserver",
         "AvgMSEFastObserver",
+        "MSEBoundedObserver",
+        "AvgMSEBoundedObserver",
         "ClippingObserver",
     )
 )

@@ -62,7 +62,8 @@ class QConfig:
     """Which fake quantizer."""
     observer: Observer = "MSEObserver"
     """How the range is found. MinMax: smallest and largest value; MSE: least mean of |error|^2.4 over a grid of
-    ranges, as published; MSEFast: the same by golden-section search; Clipping: as MSE with exponent 1.5, which cuts
+    ranges, as published; MSEFast: the same by golden-section search; MSEBounded: by SciPy's bounded search, as
+    published for detectors; Clipping: as MSE with exponent 1.5, which cuts
     off outliers sooner and is not of the paper; Avg: mean of the ranges of all batches."""
     bit: Bits = 4
     """Number of bits."""
@@ -96,12 +97,14 @@ class WeightQConfig(QConfig):
 
 @dataclass(config=STRICT, frozen=True)
 class LayerBits:
-    """Bits of the modules whose name matches a pattern."""
+    """Bits, and quantizer, of the modules whose name matches a pattern."""
 
     w_bit: Bits | None = None
     """Bits of their weights; null: unchanged."""
     a_bit: Bits | None = None
     """Bits of their activations; null: unchanged."""
+    a_quantizer: ActivationQuantizer | None = None
+    """Quantizer of their activations, as FixedFakeQuantize, which keeps its calibrated scale; null: unchanged."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -223,9 +226,14 @@ class QuantConfig:
     """Bits of the last layer's weights; null: same as the others."""
     last_a_bit: Bits | None = 8
     """Bits of the last layer's input; null: same as the others."""
-    placement: Literal["published", "integer"] = "published"
+    placement: Literal["published", "units", "integer"] = "published"
     """published: what layers and other products read, where it is produced; not the image, nor what only goes into
-    adds, gates and norms. integer: also these, in 8 bits, so that integer kernels can run it all."""
+    adds, gates and norms. units: what each block and each layer outside of blocks gives, unless the network returns
+    it, as published for detectors. integer: as published, and all else in 8 bits, so that integer kernels can run it
+    all."""
+    divide: list[Text] = field(default_factory=list)
+    """Patterns of modules that are no block, as in [neck]: the blocks and layers inside are quantized, and learned, one
+    by one."""
     overrides: dict[str, LayerBits] = field(default_factory=dict)
     """Bits for patterns of names, as in {"layer4.*": {w_bit: 4, a_bit: 8}}; names are those of plan.json without
     .weight_quantizer and .output_quantizer. A star also matches dots, the name of a module covers all inside, and of

@@ -9,8 +9,9 @@ from torch.utils import _pytree as pytree
 from qdrop.errors import first_line
 from qdrop.graph.exported import exported, plain_attention
 from qdrop.graph.inputs import Arguments, Example, arguments, rows
-from qdrop.graph.ops import GraphError, inputs, operation
+from qdrop.graph.ops import GraphError, inputs
 from qdrop.graph.passes import simplify
+from qdrop.graph.passes.enlarging import is_enlarging, size_from_the_other
 from qdrop.graph.shapes import record_shapes
 from qdrop.quantization.state import evaluating
 
@@ -83,9 +84,13 @@ def _exported(model: nn.Module, given: Arguments) -> fx.GraphModule:
     """The graph for images of any size where that can be; `meta["any_size"]` says whether it is."""
     graph = _simplified(model, given, (0,))
     graph.meta["any_size"] = _takes_other_sizes(graph, model, given)
-    if not graph.meta["any_size"] and any(operation(node).startswith("upsample") for node in graph.graph.nodes):
-        # One value enlarged to the size of another, as in a feature pyramid: that size is a number in the graph.
-        try:
+    if not graph.meta["any_size"] and any(map(is_enlarging, graph.graph.nodes)):
+        # One value enlarged to the size of another: that size is a number in the graph.
+        size_from_the_other(graph)
+        graph.meta["any_size"] = _takes_other_sizes(graph, model, given)
+        if graph.meta["any_size"]:
+            return graph
+        try:  # sizes computed in some other way; to follow them takes a minute for a large network
             free = _simplified(model, given, (0, 2, 3))
         except GraphError:
             return graph

@@ -62,6 +62,27 @@ class Wiring:
         """
         return [site for site in self.sites if any(self.roles[reader] is Role.PRODUCT for reader in site.readers)]
 
+    def of_units(self, blocks: Iterable[Iterable[fx.Node]]) -> list[Site]:
+        """What blocks and the layers outside them give, unless the network returns it; inside blocks as published.
+
+        That is the published placement for detectors: a pyramid's levels are quantized before they are added and not
+        after, and its outputs never are.
+
+        Args:
+            blocks: Nodes of each.
+        """
+        block_of = {node: set(nodes) for nodes in blocks for node in nodes}
+
+        def given(site: Site) -> bool:
+            if any(reader.op == "output" for reader in site.readers):
+                return False
+            inside = block_of.get(site.chain[0])
+            if inside is None:
+                return site.chain[0] in self.products
+            return any(self.roles[reader] is Role.PRODUCT or reader not in inside for reader in site.readers)
+
+        return [site for site in self.sites if given(site)]
+
     def integer(self) -> list[Site]:
         """Further values to quantize, so that every operand of products, sums and pooling is on a grid."""
         on_grid = {site.node for site in self.published()}

@@ -6,9 +6,10 @@ print(plan)
 """
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -18,7 +19,7 @@ from qdrop.errors import QdropError
 from qdrop.graph.macs import left_out, multiply_accumulates, share_quantized
 from qdrop.graph.ops import GraphError, row
 from qdrop.graph.placement import Site, Wiring, layer_path
-from qdrop.graph.units import UnitSpec, find_units
+from qdrop.graph.units import Blocks, UnitSpec, find_blocks, find_units
 from qdrop.quantization.spec import Kind, QuantizerSpec
 
 EXTRA_BITS = 8
@@ -97,19 +98,29 @@ def make_plan(graph: fx.GraphModule, config: QuantConfig, granularity: str = "bl
     wiring = Wiring(graph)
     if not wiring.layers:
         raise GraphError("the model has no convolution, linear layer or other product with a weight to quantize")
-    specs = list(_specs(wiring, config))
+    divided = partial(_any_matches, config.divide)
+    blocks, notes = find_blocks(graph, wiring, granularity, divided)
+    around = blocks if granularity == "block" else find_blocks(graph, wiring, divided=divided)[0]
+    specs = list(_specs(wiring, around, config))
     _check_overrides(config, specs)
-    units, notes = find_units(graph, wiring, [spec.node for spec in specs], granularity)
+    units, more = find_units(wiring, blocks, [spec.node for spec in specs])
     macs = multiply_accumulates(wiring)
     share = share_quantized(wiring, macs, {spec.node for spec in specs})
-    return Plan(tuple(specs), tuple(units), (*notes, *left_out(wiring, macs)), share)
+    return Plan(tuple(specs), tuple(units), (*notes, *more, *left_out(wiring, macs)), share)
 
 
-def _specs(wiring: Wiring, config: QuantConfig) -> Iterator[QuantizerSpec]:
-    """Quantizers in execution order: a layer's weight, where it is first read, before what the layer produces."""
-    sites: dict[fx.Node, tuple[Site, int | None]] = {site.node: (site, None) for site in wiring.published()}
+def _sites(wiring: Wiring, blocks: Blocks, config: QuantConfig) -> dict[fx.Node, tuple[Site, int | None]]:
+    """Values to quantize, by node; with bits where they are not those of the config."""
+    found = wiring.of_units(blocks.values()) if config.placement == "units" else wiring.published()
+    sites: dict[fx.Node, tuple[Site, int | None]] = {site.node: (site, None) for site in found}
     if config.placement == "integer":
         sites |= {site.node: (site, EXTRA_BITS) for site in wiring.integer()}
+    return sites
+
+
+def _specs(wiring: Wiring, blocks: Blocks, config: QuantConfig) -> Iterator[QuantizerSpec]:
+    """Quantizers in execution order: a layer's weight, where it is first read, before what the layer produces."""
+    sites = _sites(wiring, blocks, config)
     ends = _Ends(wiring)
     constants = {str(node.target) for node in wiring.nodes if node.op == "get_attr"}
     seen: set[fx.Node] = set()
@@ -168,7 +179,9 @@ def _activation_spec(
     shape = site.node.meta["shapes"][0][1:]
     joint = "_" if site.name in constants else "."  # a tensor holds no module
     axis = q.ch_axis if site.node.meta["rows"] else -1  # else axis 1 may be the images'
-    return _spec(f"{site.name}{joint}output_quantizer", Kind.ACTIVATION, site.node, q, width, axis, shape)
+    name = f"{site.name}{joint}output_quantizer"
+    q = replace(q, quantizer=_override(config, site.name, "a_quantizer") or q.quantizer)
+    return _spec(name, Kind.ACTIVATION, site.node, q, width, axis, shape)
 
 
 def _spec(
@@ -177,10 +190,10 @@ def _spec(
     return QuantizerSpec(name, kind, node.name, q.quantizer, q.observer, bit, q.symmetric, axis, tuple(shape))
 
 
-def _override(config: QuantConfig, name: str, key: str) -> int | None:
-    """The width the last matching override gives `name`, or None. Patterns match a name or a parent of it."""
-    bits = [getattr(o, key) for pattern, o in config.overrides.items() if _matches(pattern, name)]
-    return next((bit for bit in reversed(bits) if bit is not None), None)
+def _override(config: QuantConfig, name: str, key: str) -> Any:
+    """What the last matching override gives `name`, or None. Patterns match a name or a parent of it."""
+    found = [getattr(o, key) for pattern, o in config.overrides.items() if _matches(pattern, name)]
+    return next((value for value in reversed(found) if value is not None), None)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -188,12 +201,16 @@ def _matches(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
 
 
+def _any_matches(patterns: Iterable[str], name: str) -> bool:
+    return any(_matches(pattern, name) for pattern in patterns)
+
+
 def _check_overrides(config: QuantConfig, specs: list[QuantizerSpec]) -> None:
-    """Refuse a pattern that matches nothing of the kind it gives bits for; without bits, nothing at all."""
+    """Refuse a pattern that matches nothing of the kind it says something of; if it says nothing, nothing at all."""
     for pattern, override in config.overrides.items():
-        bits = {Kind.WEIGHT: override.w_bit, Kind.ACTIVATION: override.a_bit}
-        given: list[tuple[Kind, ...]] = [(kind,) for kind, bit in bits.items() if bit is not None]
-        for kinds in given or [tuple(bits)]:
+        says = {Kind.WEIGHT: override.w_bit, Kind.ACTIVATION: override.a_bit or override.a_quantizer}
+        given: list[tuple[Kind, ...]] = [(kind,) for kind, value in says.items() if value is not None]
+        for kinds in given or [tuple(says)]:
             names = [spec.layer for spec in specs if spec.kind in kinds]
             if not any(_matches(pattern, name) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]

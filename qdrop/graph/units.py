@@ -46,9 +46,34 @@ class _Candidate:
     nodes: tuple[fx.Node, ...]
 
 
-def find_units(
-    graph: fx.GraphModule, wiring: Wiring, quantized: list[str], granularity: str
-) -> tuple[list[UnitSpec], list[str]]:
+Blocks = dict[str, tuple[fx.Node, ...]]
+"""Nodes of each block, by the path of its module."""
+
+
+def find_blocks(
+    graph: fx.GraphModule, wiring: Wiring, granularity: str = "block", divided: Callable[[str], bool] = lambda _: False
+) -> tuple[Blocks, list[str]]:
+    """The blocks of a graph.
+
+    Args:
+        graph: The captured graph.
+        wiring: Its roles and sites.
+        granularity: `block`, or `layer`: only those around layers that cannot be units by themselves.
+        divided: Whether the module at a path is to be no block.
+
+    Returns:
+        Them, and a note for each module that could not be one.
+    """
+    layers_inside, folded = _layers_inside(wiring), _folded(wiring)
+    working = {path: n for path, n in _working_modules(graph, layers_inside, wiring).items() if not divided(path)}
+    around = _around(graph, layers_inside, wiring, folded)
+    blocks, notes = _find_blocks(graph, wiring, working | around if granularity == "block" else around, working)
+    if granularity == "layer":
+        notes += [f"'{path}' is reconstructed as one: a layer inside {FOLDED}" for path in blocks]
+    return blocks, notes
+
+
+def find_units(wiring: Wiring, blocks: Blocks, quantized: list[str]) -> tuple[list[UnitSpec], list[str]]:
     """Cut the graph into units.
 
     A layer that reads or gives something else than a row for each image, such as windows of it folded into the
@@ -56,20 +81,14 @@ def find_units(
     is called several times is one unit with all its calls, and with what lies between them.
 
     Args:
-        graph: The captured graph.
-        wiring: Its roles and sites.
+        wiring: Roles and sites of the captured graph.
+        blocks: What :func:`find_blocks` found.
         quantized: Node name of every quantizer.
-        granularity: `block` or `layer`.
 
     Returns:
-        Units in execution order, and a note for each block or layer that could not be one.
+        Units in execution order, and a note for each layer that could not be one.
     """
-    layers_inside, folded = _layers_inside(wiring), _folded(wiring)
-    working = _working_modules(graph, layers_inside, wiring)
-    around = _around(graph, layers_inside, wiring, folded)
-    blocks, notes = _find_blocks(graph, wiring, working | around if granularity == "block" else around, working)
-    if granularity == "layer":
-        notes += [f"'{path}' is reconstructed as one: a layer inside {FOLDED}" for path in blocks]
+    folded, notes = _folded(wiring), list[str]()
     block_of = {node: path for path, nodes in blocks.items() for node in nodes}
     candidates: dict[str, _Candidate] = {}
     for layer in wiring.layers:

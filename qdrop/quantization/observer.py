@@ -112,6 +112,16 @@ class MSEFastObserver(MSEObserver):
         return golden_search(points, self.qmin, self.qmax, self.symmetric)
 
 
+class MSEBoundedObserver(MSEObserver):
+    """As :class:`MSEObserver`, by SciPy's bounded search: the published method's for detectors."""
+
+    def search(self, points: Points) -> Range:
+        """Best range `[C]`, `[C]` for the observed points."""
+        from qdrop.quantization.bounded_search import bounded_search  # SciPy is slow to import
+
+        return bounded_search(points, self.qmin, self.qmax, self.symmetric)
+
+
 class ClippingObserver(MSEObserver):
     """As :class:`MSEObserver`, with a smaller exponent: clips outliers sooner, for the sake of all other values.
 
@@ -163,6 +173,12 @@ class AvgMSEFastObserver(_Averaged):
     """The mean over tensors of their :class:`MSEFastObserver` ranges."""
 
     each = MSEFastObserver
+
+
+class AvgMSEBoundedObserver(_Averaged):
+    """The mean over tensors of their :class:`MSEBoundedObserver` ranges."""
+
+    each = MSEBoundedObserver
 
 
 def _observed(state: T | None) -> T:
