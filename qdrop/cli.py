@@ -19,7 +19,7 @@ COMMANDS = {
         "qdrop.solver.compare",
         "quantize at several bit widths, with the drop and without: a table, a picture",
     ),
-    "evaluate": ("qdrop.solver.evaluate", "measure top-1 of a packed checkpoint or an ONNX file"),
+    "evaluate": ("qdrop.solver.evaluate", "measure how good a packed checkpoint or an ONNX file is"),
     "export": ("qdrop.export.__main__", "write a run's network as ONNX or as a program of torch.export"),
     "inspect": ("qdrop.inspection", "show layers, bits, shapes, sizes and figures of a file"),
     "report": ("qdrop.runs.report", "show what runs found out, as a table"),

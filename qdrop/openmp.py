@@ -38,6 +38,13 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     sys.exit(main())
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use: more loading processes than that only take turns."""
+    if hasattr(os, "sched_getaffinity"):  # not on every platform
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def advise(threads: int) -> None:
     """Log what to set where threads may spin and there are fewer free cores than threads.
 

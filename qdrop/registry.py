@@ -1,4 +1,4 @@
-"""What a config may name, and where it lies: observers, quantizers, objectives. docs/extending.md adds to each.
+"""What a config may name, and where it lies: observers, quantizers, objectives, tasks. docs/extending.md adds to each.
 
 Whatever a table names is imported when it is used, so that a config is checked without importing torch.
 """
@@ -75,3 +75,6 @@ QUANTIZERS = Registry(
 
 OBJECTIVES = Registry({"squared_error": "qdrop.solver.objectives.squared_error:SquaredError"})
 """What a unit's outputs are compared by: subclasses of `Objective`."""
+
+TASKS = Registry(dict.fromkeys(("imagenet", "cifar10", "digits"), "qdrop.tasks.classification.task:Classification"))
+"""What each type of data is for: a `Task`, made of all settings."""

@@ -181,7 +181,7 @@ def test_evaluate_computes_in_float32_as_the_run_did(folder, monkeypatch):
         seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
         return 50.0
 
-    monkeypatch.setattr("qdrop.solver.evaluate.accuracy", accuracy)
+    monkeypatch.setattr("qdrop.tasks.classification.task.accuracy", accuracy)
     assert main(["evaluate", str(folder / FILES[0])]) == 0
     assert seen == [(False, False)]
 

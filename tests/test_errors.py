@@ -10,7 +10,7 @@ import qdrop
 from qdrop.errors import QdropError, first_line
 from qdrop.solver.calibrate import CalibrationError, calibrate
 from qdrop.solver.command import exit_status
-from qdrop.tasks.classification.datasets import UnreadableImageError
+from qdrop.tasks.images import UnreadableImageError
 
 
 def classes():

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import qdrop.models
 from qdrop.config import DataConfig
 from qdrop.models.digits import digits_resnet
-from qdrop.solver.imagenet_util import DIGITS_MEAN, DIGITS_STD, validation_loader
 from qdrop.tasks.classification.accuracy import accuracy
 from qdrop.tasks.classification.datasets import digits
+from qdrop.tasks.classification.images import DIGITS_MEAN, DIGITS_STD, validation_loader
 
 OUT = Path(qdrop.models.__file__).parent / "assets" / "digits_resnet.safetensors"
 EPOCHS, BATCH, LR, WEIGHT_DECAY = 60, 32, 0.1, 5e-4

@@ -143,7 +143,7 @@ def _table(recipes: Sequence[Recipe], published: dict[str, float] | None) -> Ite
     def shown(words: Iterable[str], but: tuple[str, ...]) -> str:
         return _short(word for word in words if word not in everywhere and not word.startswith(but))
 
-    full = sorted({f"{row.result.top1_full:.2f}" for row in rows})
+    full = sorted({f"{row.result.compared[0]:.2f}" for row in rows})
     alike = f" All with {_short(everywhere)}." if everywhere else ""
     yield f"Full precision: {', '.join(full)}.{alike}"
     yield ""
@@ -158,13 +158,13 @@ def _table(recipes: Sequence[Recipe], published: dict[str, float] | None) -> Ite
         result = recipe.rows[0].result
         yield _line(
             *(str(recipe.number), result.method, f"{result.iters:,}", shown(recipe.words, COLUMNS)),
-            *(_over_seeds([row.result.top1 for row in recipe.rows if row.result.bits == name]) for name in bits),
+            *(_over_seeds([row.result.compared[2] for row in recipe.rows if row.result.bits == name]) for name in bits),
         )
 
 
 def _nearest(rows: Iterable[Row], bits: str) -> str:
     """Round-to-nearest, over seeds: runs that only learn otherwise tell the same figure again."""
-    by_seed = {row.result.seed: row.result.top1_nearest for row in rows if row.result.bits == bits}
+    by_seed = {row.result.seed: row.result.compared[1] for row in rows if row.result.bits == bits}
     return _over_seeds(list(by_seed.values()))
 
 

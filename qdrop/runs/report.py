@@ -15,6 +15,7 @@ from rich.table import Table
 from qdrop.runs.result import Result
 from qdrop.runs.table import TableError, read, result_of
 from qdrop.solver.command import exit_status
+from qdrop.tasks.task import WORDS
 
 TABLE = "results.jsonl"
 """The table in a folder of experiments."""
@@ -45,12 +46,13 @@ def results(path: Path) -> list[tuple[str, Result]]:
 
 def table_of(runs: Sequence[tuple[str, Result]]) -> Table:
     """Runs as a table for the terminal, in the order given."""
-    table = Table("run", "network", "data", "bits", "method", title="top-1, %")
+    metrics = dict.fromkeys(WORDS.get(result.metric, result.metric) for _, result in runs)
+    table = Table("run", "network", "data", "bits", "method", title=f"{', '.join(metrics)}, %")
     for column in ("iterations", "seed", "images", "full precision", "round-to-nearest", "outcome"):
         table.add_column(column, justify="right")
     for name, result in runs:
-        figures = (result.top1_full, result.top1_nearest, result.top1)
-        table.add_row(name, result.model, result.data, result.bits, result.method, *_counts(result), *_shown(figures))
+        shown = _shown(result.compared)
+        table.add_row(name, result.model, result.data, result.bits, result.method, *_counts(result), *shown)
     return table
 
 

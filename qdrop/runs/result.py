@@ -1,11 +1,16 @@
 """What a run found out: `result.json` in its folder."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from qdrop.config import Config
+from qdrop.tasks.task import Figures
+
+ENDS = {"full": "_full", "nearest": "_nearest", "outcome": ""}
+"""What the names of figures end in, where results are written, by the field that holds them."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,12 @@ class Result:
     """Bits of the weights."""
     a_bit: int | None
     """Bits of the activations; None: not quantized."""
-    top1_full: float
-    """Top-1 of the full-precision network, percent."""
-    top1_nearest: float
-    """Top-1 with everything rounded to the nearest, percent."""
-    top1: float
-    """Top-1 of the outcome, percent."""
+    full: Figures
+    """Of the full-precision network; in the file, and in :meth:`to_dict`, each by its name and `_full`."""
+    nearest: Figures
+    """With everything rounded to the nearest; in the file, each by its name and `_nearest`."""
+    outcome: Figures
+    """Of the outcome; in the file, each by its name, as `top1`."""
     drop_prob: float | None
     """Probability of keeping a quantized activation during reconstruction; None: no reconstruction."""
     iters: int
@@ -33,7 +38,7 @@ class Result:
     calibration_images: int
     """Images that were calibrated and reconstructed on."""
     validation_images: int
-    """Images that top-1 was measured on."""
+    """Images that the figures were measured on."""
     seed: int
     """Seed of the run."""
     seconds_calibrate: float
@@ -48,9 +53,9 @@ class Result:
         cls,
         config: Config,
         *,
-        top1_full: float,
-        top1_nearest: float,
-        top1: float,
+        full: Figures,
+        nearest: Figures,
+        outcome: Figures,
         calibration_images: int,
         validation_images: int,
         seconds_calibrate: float,
@@ -64,9 +69,9 @@ class Result:
             data=config.data.name or config.data.type,
             w_bit=quant.w_qconfig.bit,
             a_bit=quant.a_qconfig.bit if quant.a_qconfig else None,
-            top1_full=top1_full,
-            top1_nearest=top1_nearest,
-            top1=top1,
+            full=full,
+            nearest=nearest,
+            outcome=outcome,
             drop_prob=recon.drop_prob if recon else None,
             iters=recon.iters if recon else 0,
             calibration_images=calibration_images,
@@ -86,7 +91,41 @@ class Result:
             ValueError: If it is no JSON.
             TypeError: If its fields are others.
         """
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
+        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            TypeError: If its fields are others.
+        """
+        if not isinstance(data, dict):
+            raise TypeError(f"a result is a {type(data).__name__}; expected an object")
+        names = [key.removesuffix("_full") for key in data if key.endswith("_full")]
+        if not names:
+            raise TypeError("no figure of the full-precision network; expected NAME_full, as top1_full")
+        rest = dict(data)
+        rest |= {field: _taken(rest, names, end) for field, end in ENDS.items()}
+        return cls(**rest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, the figures in place of the three fields that hold them."""
+        data: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            end = ENDS.get(name)
+            data |= {name: value} if end is None else {f"{key}{end}": figure for key, figure in value.items()}
+        return data
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that networks are compared by."""
+        return next(iter(self.full))
+
+    @property
+    def compared(self) -> tuple[float, float, float]:
+        """That figure of full precision, of round-to-nearest and of the outcome."""
+        return self.full[self.metric], self.nearest[self.metric], self.outcome[self.metric]
 
     @property
     def bits(self) -> str:
@@ -103,4 +142,12 @@ class Result:
     def figures(self) -> dict[str, Any]:
         """All but what it cost: the same for every run of the same settings."""
         costs = ("seconds_calibrate", "seconds_reconstruct", "peak_memory_mb")
-        return {name: value for name, value in asdict(self).items() if name not in costs}
+        return {name: value for name, value in self.to_dict().items() if name not in costs}
+
+
+def _taken(data: dict[str, Any], names: Iterable[str], end: str) -> dict[str, float]:
+    """Figures of these names with this end to them, out of plain data, where they no longer are then."""
+    try:
+        return {name: data.pop(f"{name}{end}") for name in names}
+    except KeyError as error:
+        raise TypeError(f"no figure {error}") from None

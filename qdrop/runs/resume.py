@@ -18,14 +18,13 @@ from torch import Tensor, fx, nn
 
 from qdrop.checkpoint.container import CheckpointError, checksum, read_container, write_container
 from qdrop.config import HOW, Config, config_to_dict, flat
-from qdrop.errors import QdropError, first_line
+from qdrop.errors import QdropError, first_line, shorten
 from qdrop.files import remove_leftovers, write_file
 from qdrop.graph.plan import Plan
 from qdrop.quantization.state import quantizers
 from qdrop.runs.run_folder import IDENTITY, installed_version, revision
 from qdrop.solver.recon import UnitReport
 from qdrop.sound import flaw
-from qdrop.tasks.classification.datasets import shorten
 
 FORMAT = "qdrop-unit"
 VERSION = 1

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,7 +91,7 @@ class RunFolder:
 
     def result(self, result: Result) -> None:
         """Record the outcome, last of all: with it the run is complete."""
-        self._write("result.json", asdict(result))
+        self._write("result.json", result.to_dict())
 
     def model(self, outcome: Checkpoint) -> None:
         """Write the quantized network and read it back.

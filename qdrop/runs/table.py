@@ -42,6 +42,10 @@ class Row:
     units: list[dict[str, Any]]
     """Of each unit: loss before and after, share of weights not rounded to the nearest, seconds, memory in MB."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, a line of the table."""
+        return {**asdict(self), "result": self.result.to_dict()}
+
     @cached_property
     def config(self) -> Config:
         """The settings."""
@@ -69,7 +73,7 @@ def read(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             data = json.loads(line)
-            rows.append(Row(**{**data, "result": Result(**data["result"])}))
+            rows.append(Row(**{**data, "result": Result.from_dict(data["result"])}))
         except (ValueError, TypeError, KeyError) as error:
             raise TableError(f"{path}:{number}: not a row of the table: {first_line(error)}") from error
     return rows
@@ -85,7 +89,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     def place(row: Row) -> tuple[str, int, int, str]:
         return row.result.model, row.result.w_bit, row.result.a_bit or 32, row.run
 
-    write_file(path, "".join(f"{json.dumps(asdict(row))}\n" for row in sorted(rows, key=place)))
+    write_file(path, "".join(f"{json.dumps(row.to_dict())}\n" for row in sorted(rows, key=place)))
 
 
 def row_of(folder: Path) -> Row:

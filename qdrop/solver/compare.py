@@ -59,7 +59,8 @@ def compare(config: Config, out: Path) -> list[Row]:
         with_drop = _at(config, w_bit, a_bit)
         without = run(_never_dropping(with_drop), out / f"{name.lower()}-no-drop")
         drop = run(with_drop, out / f"{name.lower()}-qdrop")
-        rows.append(Row(name, (drop.top1_full, drop.top1_nearest, without.top1, drop.top1)))
+        full, nearest, learned = drop.compared
+        rows.append(Row(name, (full, nearest, without.compared[2], learned)))
     return rows
 
 

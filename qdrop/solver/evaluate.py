@@ -1,4 +1,4 @@
-"""Top-1 of a quantized network that lies in a file: a packed checkpoint, or ONNX.
+"""How good a quantized network is that lies in a file: a packed checkpoint, or ONNX.
 
 qdrop evaluate RUN                                             # on the data that the run itself used
 qdrop evaluate quantized.safetensors --data /data/imagenet
@@ -24,11 +24,10 @@ from qdrop.export.onnx_file import OnnxFileError, settings
 from qdrop.openmp import run_program
 from qdrop.runs.run_folder import data_of_run
 from qdrop.solver.command import exit_status
-from qdrop.solver.imagenet_util import num_classes, validation_loader
 from qdrop.solver.main_imagenet import prepare_device
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
-from qdrop.tasks.classification.accuracy import accuracy, check_network
+from qdrop.tasks.task import Figures, in_words, make_task
 
 ALWAYS = (
     "data.type",
@@ -107,8 +106,8 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(logits)
 
 
-def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, int, Config]:
-    """Top-1 in percent of the network in a file, on how many images, and the settings it was measured with.
+def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[Figures, int, Config]:
+    """What is measured of the network in a file, on how many images, and the settings it was measured with.
 
     Args:
         path: A run folder, a packed checkpoint, or ONNX.
@@ -127,13 +126,11 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[float, int, Con
         network = checkpoint.load(file.path)
         config = _config(file, network.meta["config"], overrides)
         device = prepare_device(config.process)
-        model = network.to(device)
-    loader = validation_loader(config.data)
-    for images, _ in loader:
-        check_network(model, images[:1].to(device), num_classes(config.data))
-        break
-    with layer_arithmetic(), keeping_freed_memory():  # as the run that measured the recorded top-1
-        return accuracy(model, loader, device), len(loader.dataset), config  # type: ignore[arg-type]
+        model = network
+    task = make_task(config)
+    task.check(model)
+    with layer_arithmetic(), keeping_freed_memory():  # as the run that measured the recorded figures
+        return task.evaluate(model.to(device), device), task.size, config
 
 
 def _config(file: NetworkFile, recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -187,8 +184,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.
     overrides = [*place, *args.overrides]
 
     def work() -> None:
-        top1, images, config = evaluate(args.file, overrides)
-        print(f"{args.file}: top-1 {top1:.2f} on {images:,} images of {config.data.name or config.data.type}")
+        figures, images, config = evaluate(args.file, overrides)
+        print(f"{args.file}: {in_words(figures)} on {images:,} images of {config.data.name or config.data.type}")
 
     return exit_status(work)
 

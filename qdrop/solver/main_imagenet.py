@@ -16,21 +16,14 @@ from qdrop import checkpoint, pipeline
 from qdrop.config import Config, ConfigError, ProcessConfig
 from qdrop.graph.inputs import arguments
 from qdrop.models import build_model_with_info
-from qdrop.openmp import run_program
+from qdrop.openmp import available_cores, run_program
 from qdrop.quantization.state import quantizing
 from qdrop.runs.result import Result
 from qdrop.runs.resume import FinishedUnits, identity
 from qdrop.runs.run_folder import RESUME, RunFolder, complete, locked, logging_to, portable
 from qdrop.solver.command import exit_status, parse_args, run_folder
-from qdrop.solver.imagenet_util import (
-    available_cores,
-    calibration_images,
-    check_preparation,
-    num_classes,
-    validation_loader,
-)
 from qdrop.solver.memory import peak_memory_mb
-from qdrop.tasks.classification.accuracy import accuracy, check_network
+from qdrop.tasks.task import in_words, make_task
 
 log = logging.getLogger("qdrop")
 
@@ -51,7 +44,7 @@ def run(config: Config, out: Path) -> Result:
     """
     with locked(out):
         if (found := complete(out, config)) is not None:
-            log.info("%s is complete, top-1 %.2f; delete it, or set process.out, to run again", out, found.top1)
+            log.info("%s is complete, %s; delete it, or set process.out, to run again", out, in_words(found.outcome))
             return found
         with logging_to(out), pipeline.arithmetic():
             return _quantize(config, out)
@@ -64,11 +57,10 @@ def _quantize(config: Config, out: Path) -> Result:
     device = prepare_device(config.process)
 
     # Data and the full-precision network.
-    loader = validation_loader(config.data)  # first: missing data is told before weights are downloaded
+    task = make_task(config)  # first: missing data is told before weights are downloaded
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
-    images = calibration_images(config.data, quant.calibrate, seed)  # [N, C, H, W]
-    check_preparation(config)
-    check_network(model, images[:2], num_classes(config.data))
+    images = task.calibration(quant.calibrate, seed)  # [N, C, H, W]
+    task.check(model)
 
     # What is quantized where, and the units.
     inputs = arguments(model, images)
@@ -78,16 +70,16 @@ def _quantize(config: Config, out: Path) -> Result:
     quantized = pipeline.insert(graph, plan, device)
     checkpoint.check_graph(quantized)
     folder.begin(config, plan, device, weights)  # last: up to here an earlier run's results stay as they are
-    full = accuracy(quantized, loader, device)
-    log.info("%s, full precision: %.2f", config.model.type, full)
+    full = task.evaluate(quantized, device)
+    log.info("%s, full precision: %s", config.model.type, in_words(full))
 
     # Ranges; round-to-nearest comes out of it for free.
     started = time.perf_counter()
     pipeline.calibrate(quantized, inputs, quant, device)
     seconds_calibrate = time.perf_counter() - started
     with quantizing(quantized):
-        nearest = accuracy(quantized, loader, device)
-    log.info("calibrated in %.1f s; round-to-nearest: %.2f", seconds_calibrate, nearest)
+        nearest = task.evaluate(quantized, device)
+    log.info("calibrated in %.1f s; round-to-nearest: %s", seconds_calibrate, in_words(nearest))
 
     # Unit by unit: learn the rounding of the weights and the scales of the activations.
     started = time.perf_counter()
@@ -97,23 +89,24 @@ def _quantize(config: Config, out: Path) -> Result:
     seconds_reconstruct = time.perf_counter() - started + finished.seconds
 
     # The outcome, measured on what the run leaves behind.
-    outcome = checkpoint.describe(pipeline.freeze(quantized), portable(config))
-    top1 = accuracy(outcome.build().to(device), loader, device)
+    packed = checkpoint.describe(pipeline.freeze(quantized), portable(config))
+    outcome = task.evaluate(packed.build().to(device), device)
     result = Result.of(
         config,
-        top1_full=full,
-        top1_nearest=nearest,
-        top1=top1,
+        full=full,
+        nearest=nearest,
+        outcome=outcome,
         calibration_images=len(images),
-        validation_images=len(loader.dataset),  # type: ignore[arg-type]
+        validation_images=task.size,
         seconds_calibrate=seconds_calibrate,
         seconds_reconstruct=seconds_reconstruct,
         peak_memory_mb=peak_memory_mb(device),
     )
-    folder.model(outcome.with_metrics(result.figures()))
+    folder.model(packed.with_metrics(result.figures()))
     folder.result(result)
     finished.clear()
-    log.info("%s: top-1 %.2f (full precision %.2f); results in %s", config.model.type, top1, full, out)
+    told = in_words(outcome), in_words(full)
+    log.info("%s: %s (full precision: %s); results in %s", config.model.type, *told, out)
     return result
 
 

@@ -1,1 +1,1 @@
-"""What a network is for: its data and its figures of merit, a folder a task."""
+"""What a network is for. What a run needs of it: task.py; images on disk: images.py; a folder for each task."""

@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,8 @@ def test_every_published_figure_is_in_the_page():
                 assert load_config(EXP / bits / figures["folder"] / "config.yaml").model.type == model
 
 
-BASE = Result("resnet20", "CIFAR-10", 2, 2, 81.0, 15.0, 66.0, 0.5, 10, 64, 100, 1, 1.0, 1.0, 1.0)
+FIGURES = ({"top1": 81.0}, {"top1": 15.0}, {"top1": 66.0})
+BASE = Result("resnet20", "CIFAR-10", 2, 2, *FIGURES, 0.5, 10, 64, 100, 1, 1.0, 1.0, 1.0)
 
 
 @pytest.fixture
@@ -78,12 +78,12 @@ def finished(exp: Path, name: str, overrides: dict | None = None, **figures) -> 
     """The folder of a finished run of the experiment at W2A2, or at the bits given."""
     folder = exp.parent / "runs" / name
     folder.mkdir(parents=True)
-    result = replace(BASE, **figures)
+    result = Result.from_dict(BASE.to_dict() | figures)
     place = exp / f"w{result.w_bit}a{result.a_bit}" / "config.yaml"
     fixed = {"quant.recon.drop_prob": result.drop_prob, "process.seed": result.seed}
     words = [f"{key}={json.dumps(value)}" for key, value in (fixed | (overrides or {})).items()]
     save_config(load_config(place, words), folder / "config.resolved.yaml")
-    (folder / "result.json").write_text(json.dumps(asdict(result)))
+    (folder / "result.json").write_text(json.dumps(result.to_dict()))
     (folder / "env.json").write_text(json.dumps({"device": "cpu", "arguments": ["secret"], "directory": "/home/me"}))
     (folder / "log.jsonl").write_text('{"unit": "conv1", "loss_before": 2.0, "loss_after": 1.0}\n')
     return folder

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,13 @@ from qdrop.runs.result import Result
 from qdrop.runs.table import read
 
 EXP = Path(__file__).parents[2] / "exp"
-RESULT = Result("timm:mine", "photos", 3, 8, 81.04, 15.2, 66.5, 0.5, 1500, 64, 100, 7, 1.0, 1.0, 1.0)
+FIGURES = ({"top1": 81.04}, {"top1": 15.2}, {"top1": 66.5})
+RESULT = Result("timm:mine", "photos", 3, 8, *FIGURES, 0.5, 1500, 64, 100, 7, 1.0, 1.0, 1.0)
 
 
 def run(folder: Path, **changes) -> Path:
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(asdict(replace(RESULT, **changes))))
+    (folder / "result.json").write_text(json.dumps(replace(RESULT, **changes).to_dict()))
     return folder
 
 
@@ -35,6 +36,16 @@ def test_a_run(tmp_path, capsys):
     assert row[1:] == ["timm:mine", "photos", "W3A8", "QDrop", *figures]
 
 
+def test_another_metric_has_its_own_names(tmp_path, capsys):
+    full, nearest, outcome = ({"AP": ap, "AP50": ap + 20} for ap in (38.4, 1.0, 35.0))
+    detector = {"full": full, "nearest": nearest, "outcome": outcome}
+    folder = run(tmp_path / "r", **detector)
+    assert shown(capsys, folder)[0][-3:] == ["38.40", "1.00", "35.00"]
+    recorded = json.loads((folder / "result.json").read_text())
+    assert [recorded[name] for name in ("AP_full", "AP50_nearest", "AP50")] == [38.4, 21.0, 55.0]
+    assert Result.read(folder / "result.json") == replace(RESULT, **detector)
+
+
 def test_runs_of_several_folders_in_their_order(tmp_path, capsys):
     one = run(tmp_path / "one", drop_prob=1.0)
     run(tmp_path / "many" / "b" / "run", iters=0, drop_prob=None)
@@ -48,7 +59,7 @@ def test_runs_of_several_folders_in_their_order(tmp_path, capsys):
 @pytest.mark.parametrize("path", [EXP, EXP / "results.jsonl"])
 def test_the_table_of_experiments(path, capsys):
     recorded = read(EXP / "results.jsonl")
-    assert [row[-1] for row in shown(capsys, path)] == [f"{row.result.top1:.2f}" for row in recorded]
+    assert [row[-1] for row in shown(capsys, path)] == [f"{row.result.outcome['top1']:.2f}" for row in recorded]
 
 
 def test_what_cannot_be_shown_is_told(tmp_path, caplog):

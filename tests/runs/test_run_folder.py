@@ -41,7 +41,7 @@ def test_a_complete_run_is_told_and_not_touched(whole, caplog):
     before = state(folder)
     with caplog.at_level("INFO"):
         assert run(config, folder) == result
-    assert f"{folder} is complete, top-1 {result.top1:.2f}; delete it" in caplog.text
+    assert f"{folder} is complete, top-1 {result.outcome['top1']:.2f}; delete it" in caplog.text
     assert state(folder) == before
 
 

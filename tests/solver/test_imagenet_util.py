@@ -20,7 +20,8 @@ from qdrop.solver.imagenet_util import (
     validation_loader,
 )
 from qdrop.tasks.classification.accuracy import accuracy, check_network
-from qdrop.tasks.classification.datasets import DataError, class_names, digits, training_source, validation_source
+from qdrop.tasks.classification.datasets import class_names, digits, training_source, validation_source
+from qdrop.tasks.images import DataError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

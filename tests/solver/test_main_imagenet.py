@@ -40,7 +40,7 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
     assert Result.read(tmp_path / "result.json") == result
     assert (result.w_bit, result.a_bit, result.iters, result.calibration_images) == (2, 4, 8, 64)
     assert result.validation_images == 100
-    assert result.top1_full > 95
+    assert result.full["top1"] > 95
     env = json.loads((tmp_path / "env.json").read_text())
     assert env["packages"]["torch"] and len(env["weights"]["sha256"]) == 64
     assert load_config(tmp_path / "config.resolved.yaml") == short()
@@ -60,18 +60,18 @@ def test_a_seeded_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path):
     ]
     assert timeless[0] == timeless[1]
     assert timeless[0] != timeless[2]
-    assert runs[0].top1 == runs[1].top1
+    assert runs[0].outcome == runs[1].outcome
 
 
 def test_the_run_leaves_a_network_that_gives_its_top1_and_names_no_places(tmp_path):
     config = short("data.calib_from=train")
     result = run(replace(config, process=replace(config.process, out=str(tmp_path))), tmp_path)
     found = read(tmp_path / "quantized.safetensors")
-    assert found.metrics == result.figures() and found.metrics["top1"] == result.top1
+    assert found.metrics == result.figures() and found.metrics["top1"] == result.outcome["top1"]
     assert found.config["process"]["out"] is None and str(tmp_path) not in json.dumps(found.config)
     assert config_from_dict(dict(found.config)).quant == config.quant
     model = qdrop.load(tmp_path / "quantized.safetensors")
-    assert accuracy(model, validation_loader(config.data), torch.device("cpu")) == result.top1
+    assert accuracy(model, validation_loader(config.data), torch.device("cpu")) == result.outcome["top1"]
 
 
 def test_a_failed_check_of_the_network_comes_before_calibration(tmp_path, monkeypatch, caplog):
@@ -87,7 +87,7 @@ def _refuse(name):
 
 def test_without_reconstruction_it_is_round_to_nearest(tmp_path):
     result = run(short("quant.recon=null"), tmp_path)
-    assert result.top1 == result.top1_nearest
+    assert result.outcome == result.nearest
     assert result.iters == 0 and result.drop_prob is None
     assert log_lines(tmp_path) == []
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from qdrop.errors import QdropError, first_line
 from qdrop.quantization.state import evaluating
 from qdrop.solver.progress import track
-from qdrop.tasks.classification.datasets import DataError
+from qdrop.tasks.images import DataError
 
 
 class NotFiniteError(QdropError, FloatingPointError):

@@ -1,6 +1,6 @@
 """Where images and labels come from: image folders, torchvision's CIFAR-10, scikit-learn's digits.
 
-A source gives single images by index, not yet transformed. Layouts of `data.path`:
+Layouts of `data.path`:
 
     imagenet    train/<class>/*.jpg  val/<class>/*.jpg
     cifar10     the same with 32x32 images, or torchvision's cifar-10-batches-py/
@@ -11,103 +11,19 @@ The label of an image is the position of its class in the FULL list of classes: 
 """
 
 import os
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from qdrop.config import DataConfig
-from qdrop.errors import QdropError
+from qdrop.errors import shorten
 from qdrop.files import expanded
+from qdrop.tasks.images import DataError, ImageArray, ImageFiles, Source, image_names
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 CIFAR_SIDE = 32
 CIFAR_BATCHES = "cifar-10-batches-py"
-
-
-class DataError(QdropError, ValueError):
-    """The data is missing, laid out otherwise, or does not fit the network. The message says what to do."""
-
-
-class UnreadableImageError(Exception):
-    """An image file that cannot be decoded."""
-
-
-class Source(Protocol):
-    """Labelled images by index."""
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """The class index of every image."""
-
-    def load(self, index: int) -> Image.Image | Tensor:
-        """One image: an RGB PIL image, or float32 [C, H, W] in 0..1. Raises UnreadableImageError."""
-
-    def name(self, index: int) -> str:
-        """What to call the image in a message."""
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files, decoded when asked for. With `side`, every image must measure side x side."""
-
-    root: Path
-    files: Sequence[str]  # relative to root
-    labels: Sequence[int]
-    side: int | None = None
-
-    def load(self, index: int) -> Image.Image:
-        """Decode one file as RGB.
-
-        Raises:
-            UnreadableImageError: it cannot be decoded.
-            DataError: it is not `side` pixels wide and high.
-        """
-        try:
-            with Image.open(self.root / self.files[index]) as file:
-                image = file.convert("RGB")
-        except (
-            OSError,
-            EOFError,
-            SyntaxError,
-            ValueError,
-            struct.error,
-            Image.DecompressionBombError,
-        ) as error:
-            raise UnreadableImageError(self.name(index)) from error
-        if self.side is not None and image.size != (self.side, self.side):
-            raise DataError(
-                f"{self.root / self.files[index]} measures {image.width}x{image.height}; data.type=cifar10 "
-                f"takes {self.side}x{self.side} images only, data.type=imagenet resizes and crops."
-            )
-        return image
-
-    def name(self, index: int) -> str:
-        """The path below the root; what is not UTF-8 in it as escapes."""
-        return self.files[index].encode("utf-8", "backslashreplace").decode()
-
-
-@dataclass(frozen=True)
-class ImageArray:
-    """Images in memory: [N, C, H, W], uint8 in 0..255 or float32 in 0..1."""
-
-    images: Tensor
-    labels: Sequence[int]
-
-    def load(self, index: int) -> Tensor:
-        """One image as float32 [C, H, W] in 0..1."""
-        image = self.images[index]
-        return image / 255 if image.dtype == torch.uint8 else image
-
-    def name(self, index: int) -> str:
-        """The index as text."""
-        return f"image {index}"
 
 
 def class_names(config: DataConfig) -> list[str]:
@@ -164,9 +80,9 @@ def training_source(config: DataConfig) -> Source:
     if not folder.is_dir() and len(elsewhere.parts) > 1 and elsewhere.is_dir():
         folder = elsewhere
     folder = _existing(config, folder, "calibration images come from it: data.calib_from")
-    files = _images(folder)
+    files = image_names(folder)
     for name in _subfolders(folder):
-        files += [f"{name}/{file}" for file in _images(folder / name)]
+        files += [f"{name}/{file}" for file in image_names(folder / name)]
     if not files:
         raise _error(config, f"{folder} and its sub-folders hold no images", found_in=folder)
     return ImageFiles(folder, files, [-1] * len(files), _side(config))
@@ -192,7 +108,7 @@ def validation_source(config: DataConfig) -> Source:
             f"{folder} holds {len(unknown)} classes that are not among the {len(index)} of {origin}: "
             f"{shorten(unknown)}. Complete the list of classes (data.classes=FILE) or remove these folders."
         )
-    files = [(name, file) for name in present for file in _images(folder / name)]
+    files = [(name, file) for name in present for file in image_names(folder / name)]
     if not files:
         raise _error(config, f"{folder} holds no images in class sub-folders", found_in=folder)
     labels = [index[name] for name, _ in files]
@@ -215,12 +131,6 @@ def digits(train: bool) -> tuple[Tensor, list[int]]:
             chosen.append(index)
         seen[label] += 1
     return images[chosen], bunch.target[chosen].tolist()
-
-
-def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _cifar_batches(root: Path, train: bool) -> ImageArray:
@@ -272,13 +182,3 @@ def _subfolders(folder: Path) -> list[str]:
     """Names of the visible sub-folders, sorted."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(folder: Path) -> list[str]:
-    """Names of the visible image files right in a folder, sorted. No pipe or device: reading one may never end."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_image_name(entry.name) and entry.is_file())
-
-
-def _is_image_name(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")

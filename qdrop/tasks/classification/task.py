@@ -1,0 +1,33 @@
+"""Classification of images, as a run sees it."""
+
+import torch
+from torch import Tensor, nn
+
+from qdrop.config import Config
+from qdrop.tasks.classification.accuracy import accuracy, check_network
+from qdrop.tasks.classification.images import calibration_images, check_preparation, num_classes, validation_loader
+from qdrop.tasks.task import Figures
+
+
+class Classification:
+    """Images `[N, C, H, W]` to logits `[N, classes]`: top-1 in percent on the validation images."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._loader = validation_loader(config.data)
+        self.size = len(self._loader.dataset)  # type: ignore[arg-type]
+
+    def calibration(self, count: int, seed: int) -> Tensor:
+        """Training images `[count, C, H, W]`."""
+        return calibration_images(self._config.data, count, seed)
+
+    def check(self, model: nn.Module) -> None:
+        """Run the network on two validation images; warn where it was trained on images prepared otherwise."""
+        check_preparation(self._config)
+        images, _ = next(iter(self._loader), (None, None))
+        if images is not None:
+            check_network(model, images[:2], num_classes(self._config.data))
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> Figures:
+        """Top-1."""
+        return {"top1": accuracy(model, self._loader, device)}
