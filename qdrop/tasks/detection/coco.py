@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qdrop.errors import first_line
+from qdrop.errors import first_line, shorten
 from qdrop.models.detection.boxes import Detection
-from qdrop.tasks.classification.datasets import DataError, ImageFiles, shorten
+from qdrop.tasks.images import DataError, ImageFiles
 
 SECTIONS = ("images", "annotations", "categories")
 """Lists that an annotation file has."""

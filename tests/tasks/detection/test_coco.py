@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from qdrop.models.detection.boxes import Detection
-from qdrop.tasks.classification.datasets import DataError
 from qdrop.tasks.detection.coco import CocoImages
+from qdrop.tasks.images import DataError
 
 
 def box(number, image=7, category=90, bbox=(1, 2, 3, 4), **others):
