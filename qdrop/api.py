@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import fx, nn
 
 from qdrop import pipeline
-from qdrop.checks import check_inputs, check_seed, check_tensors, collect, original, usable_device
+from qdrop.checks import check_inputs, check_seed, check_sizes, check_tensors, collect, original, usable_device
 from qdrop.config import ConfigError, QuantConfig, config_from_dict
-from qdrop.errors import first_line
-from qdrop.graph.inputs import Arguments, Example, tensors
+from qdrop.errors import QdropError, first_line
+from qdrop.graph.inputs import Calibration, Example, tensors
 from qdrop.graph.ops import GraphError
 from qdrop.graph.plan import Plan
 from qdrop.openmp import advise
@@ -82,6 +82,7 @@ def quantize(
         calibration: Images `[N, C, H, W]` or other tensors `[N, ...]`, or batches of them; of a batch, as many
             members are taken as `forward` has parameters without a default, so that of `(images, labels)` it is the
             images, and of a dict those named as parameters. The first `config.calibrate` rows are used.
+            Batches may differ in height and width; an iteration then draws one of them as it is.
         config: A `QuantConfig`, or the `quant` section of a config file as a dict. What it leaves out is as
             published: QDrop at W2A4 with 20,000 iterations for each unit, so None and `{}` mean the same, and
             `{"recon": {"preset": "fast"}}` takes 1,000. `{"recon": None}` learns nothing: round-to-nearest, in
@@ -129,14 +130,16 @@ def quantize(
     return pipeline.freeze(network), Report(plan, units, whole)
 
 
-def _capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
+def _capture(model: nn.Module, inputs: Calibration) -> fx.GraphModule:
     """:func:`qdrop.pipeline.capture`, with the reason where the model cannot even run on images `[N, C, H, W]`."""
     check_tensors(model)
     if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
         model = deepcopy(model)  # nothing can be learned from tensors that were made in inference mode
     try:
-        return pipeline.capture(model, inputs)
-    except GraphError:
+        graph = pipeline.capture(model, inputs)
+        check_sizes(inputs, graph)
+        return graph
+    except QdropError:
         raise
     except Exception as error:  # a foreign network may raise anything
         shapes = ", ".join(str(list(value.shape[1:])) for value in tensors(inputs))

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from qdrop.config import QuantConfig
 from qdrop.errors import QdropError, first_line
-from qdrop.graph.inputs import Arguments, Example, arguments, between, joined, tensors
+from qdrop.graph.inputs import Arguments, Calibration, Example, arguments, between, count_rows, first, joined, tensors
 from qdrop.graph.ops import GraphError
 from qdrop.sound import flaw, layout_flaw
 
@@ -83,33 +83,39 @@ def usable_device(device: torch.device | str) -> torch.device:
         raise InputError(f"device = {str(device)[:40]!r}: {first_line(error)}") from error
 
 
-def check_inputs(given: Arguments, quant: QuantConfig) -> None:
+def check_inputs(given: Calibration, quant: QuantConfig) -> None:
     """Refuse calibration data that no good network can come from.
 
     Raises:
         InputError: If there are too few rows, or they are of another type or not finite.
     """
-    needed, setting = (1, "") if quant.recon is None else (quant.recon.batch_size, " (recon.batch_size)")
+    drawn = None if isinstance(given, list) else quant.recon  # of a list of batches one is drawn as it is
+    needed, setting = (1, "") if drawn is None else (drawn.batch_size, " (recon.batch_size)")
+    if (count := count_rows(given)) < needed:
+        raise InputError(f"{count} calibration images; at least {needed}{setting} are needed")
     for images in tensors(given):
-        if len(images) < needed:
-            raise InputError(f"{len(images)} calibration images; at least {needed}{setting} are needed")
         if images.is_floating_point() and images.dtype != torch.float32:
             raise InputError(
                 f"calibration images are {images.dtype}; expected torch.float32, normalised as in training"
             )
         if not images.isfinite().all():
             raise InputError("calibration images hold values that are not finite")
-    if (count := len(tensors(given)[0])) < quant.calibrate:
+    if isinstance(given, list) and quant.network is not None:
+        raise InputError("quant.network learns on images of one size; resize them, or set quant.network = null")
+    if count < quant.calibrate:
         log.warning("%d calibration images, of the %d that quant.calibrate asks for", count, quant.calibrate)
 
 
-def collect(model: nn.Module, calibration: Example | Iterable[Example], count: int) -> Arguments:
+def collect(model: nn.Module, calibration: Example | Iterable[Example], count: int) -> Calibration:
     """What the model takes, of the first `count` rows of calibration data; it can be learned from.
 
     Args:
         model: Its `forward` says which members of a batch are inputs, see :func:`qdrop.graph.inputs.arguments`.
         calibration: A tensor `[N, ...]` or a mapping of them, or batches as a data loader gives them.
         count: Rows, at most.
+
+    Returns:
+        Them all together; batch by batch where images differ in height or width.
 
     Raises:
         InputError: If there is something else in their place.
@@ -127,11 +133,25 @@ def collect(model: nn.Module, calibration: Example | Iterable[Example], count: i
             break
     if not found:
         raise InputError("calibration holds no batch; expected images, or batches of them")
+    sizes = False
     for parts in zip(*map(tensors, found), strict=True):
         if len(shapes := {tuple(part.shape[1:]) for part in parts}) > 1:
-            told = ", ".join(map(str, sorted(shapes)))
-            raise InputError(f"calibration images are of different shapes [C, H, W]: {told}")
-    return between(joined(found), 0, count)
+            if len({shape[:-2] for shape in shapes}) > 1 or any(part.ndim != 4 for part in parts):
+                told = ", ".join(map(str, sorted(shapes)))
+                raise InputError(f"calibration images are of different shapes [C, H, W]: {told}")
+            sizes = True
+    return first(found, count) if sizes else between(joined(found), 0, count)
+
+
+def check_sizes(given: Calibration, graph: fx.GraphModule) -> None:
+    """Refuse images of several sizes for a network that takes one size alone.
+
+    Raises:
+        InputError: Names the sizes.
+    """
+    if isinstance(given, list) and not graph.meta["any_size"]:
+        told = ", ".join(sorted({str(list(value.shape[1:])) for value in tensors(given)}))
+        raise InputError(f"calibration images are of different shapes {told}, and the network takes one size alone")
 
 
 def _checked(model: nn.Module, batch: Any) -> Arguments:

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from qdrop.config import QuantConfig
 from qdrop.config.summary import summary
 from qdrop.graph.capture import capture as capture_graph
-from qdrop.graph.inputs import Arguments, between, by_node, rows, to_device
+from qdrop.graph.inputs import Calibration, by_node, first, rows, split, to_device
 from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan
 from qdrop.graph.plan import make_plan as place
@@ -53,7 +53,7 @@ def arithmetic() -> Iterator[None]:
         yield
 
 
-def capture(model: nn.Module, inputs: Arguments) -> fx.GraphModule:
+def capture(model: nn.Module, inputs: Calibration) -> fx.GraphModule:
     """The network as a graph in evaluation mode, batch norm folded; the model is left as it was.
 
     Args:
@@ -92,7 +92,7 @@ def insert(graph: fx.GraphModule, plan: Plan, device: torch.device) -> fx.GraphM
     return network
 
 
-def calibrate(network: fx.GraphModule, inputs: Arguments, quant: QuantConfig, device: torch.device) -> None:
+def calibrate(network: fx.GraphModule, inputs: Calibration, quant: QuantConfig, device: torch.device) -> None:
     """Give every quantizer its range: of weights from the weights, of activations from the first images.
 
     Args:
@@ -104,13 +104,13 @@ def calibrate(network: fx.GraphModule, inputs: Arguments, quant: QuantConfig, de
     Raises:
         CalibrationError: If a value in the network is not finite.
     """
-    find_ranges(network, between(inputs, 0, quant.calibrate_range), quant.calibrate_batch, device)
+    find_ranges(network, first(inputs, quant.calibrate_range), quant.calibrate_batch, device)
 
 
 def reconstruct(
     network: fx.GraphModule,
     plan: Plan,
-    inputs: Arguments,
+    inputs: Calibration,
     quant: QuantConfig,
     seed: int,
     device: torch.device,
@@ -139,7 +139,7 @@ def reconstruct(
     """
     if quant.recon is None:
         return
-    few = between(inputs, 0, quant.calibrate_batch)  # as many as fitted before
+    few = split(inputs, quant.calibrate_batch)[0]  # as many as fitted before
     costs = unit_costs(network, plan, few, device)
     with UnitProgress(costs, quant.recon.iters) as progress:
         given = by_node(network.graph, inputs)
@@ -149,7 +149,7 @@ def reconstruct(
 
 
 def learn_network(
-    network: fx.GraphModule, inputs: Arguments, quant: QuantConfig, seed: int, device: torch.device
+    network: fx.GraphModule, inputs: Calibration, quant: QuantConfig, seed: int, device: torch.device
 ) -> NetworkReport | None:
     """Learn scales and biases over the whole network, where `quant.network` asks for it; see `solver/network.py`.
 

@@ -239,7 +239,7 @@ def test_the_quantized_model_keeps_its_learned_integers_in_its_state_dict(model,
         (lambda images: images[0], r"cannot run on images of shape \[8, 8\]: .*channels"),
         (lambda images: images.sum(), r"of shape \[\]; expected \[N, C, H, W\]"),
         (lambda images: [(image, 0) for image in images], r"cannot run on images of shape \[8, 8\]: .*channels"),
-        (lambda images: [images, images[:, :, :4]], r"different shapes .*\(3, 4, 8\), \(3, 8, 8\)"),
+        (lambda images: [images, images[:, :2]], r"different shapes .*\(2, 8, 8\), \(3, 8, 8\)"),
     ],
 )
 def test_images_that_cannot_be_calibrated_on(model, images, change, told):

@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ Example = Tensor | Sequence[Any] | Mapping[str, Any]
 """A tensor `[N, ...]`, or a nest of them, of N rows each."""
 Arguments = dict[str, Any]
 """Arguments of `forward` by name: tensors `[N, ...]`, or nests of them."""
+Calibration = Arguments | list[Arguments]
+"""Arguments for all calibration images; where these differ in size, batch by batch."""
 
 
 def arguments(model: nn.Module, batch: Example) -> Arguments:
@@ -64,15 +67,15 @@ def tensors(given: Any) -> list[Tensor]:
     return [value for value in pytree.tree_leaves(given) if isinstance(value, Tensor)]
 
 
-def rows(given: Arguments, indices: Sequence[int]) -> Arguments:
-    """Chosen rows of every tensor, those beyond the last counted from the start again."""
+def rows(given: Calibration, indices: Sequence[int]) -> Arguments:
+    """Chosen rows of every tensor, of the first batch; those beyond the last are counted from the start again."""
 
     def chosen(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or not len(value):
             return value
         return value[torch.tensor([i % len(value) for i in indices], device=value.device)]
 
-    found: Arguments = pytree.tree_map(chosen, given)
+    found: Arguments = pytree.tree_map(chosen, given[0] if isinstance(given, list) else given)
     return found
 
 
@@ -86,10 +89,26 @@ def joined(batches: Sequence[Arguments]) -> Arguments:
     return found
 
 
-def split(given: Arguments, size: int) -> list[Arguments]:
-    """Batches of `size` rows, the last of what is left."""
+def count_rows(given: Calibration) -> int:
+    """Number of images."""
+    batches = given if isinstance(given, list) else [given]
+    return sum(len(tensors(batch)[0]) for batch in batches)
+
+
+def split(given: Calibration, size: int) -> list[Arguments]:
+    """Batches of `size` rows, the last of what is left; those that there are stay as they are."""
+    if isinstance(given, list):
+        return given
     count = len(tensors(given)[0])
     return [between(given, start, start + size) for start in range(0, count, size)]
+
+
+def first(given: Calibration, count: int) -> Calibration:
+    """The first `count` rows; of batches as many as hold them."""
+    if not isinstance(given, list):
+        return between(given, 0, count)
+    before = accumulate((count_rows(batch) for batch in given), initial=0)
+    return [batch for batch, seen in zip(given, before, strict=False) if seen < count]
 
 
 def between(given: Arguments, start: int, stop: int) -> Arguments:
@@ -104,13 +123,16 @@ def to_device(given: Arguments, device: torch.device) -> Arguments:
     return found
 
 
-def by_node(graph: fx.Graph, given: Arguments) -> dict[str, Tensor]:
-    """The tensors that a graph's inputs are given, by the names of their nodes.
+def by_node(graph: fx.Graph, given: Calibration) -> dict[str, Any]:
+    """The tensors that a graph's inputs are given, by the names of their nodes; lists of them where there are batches.
 
     Args:
         graph: A captured graph.
         given: Its arguments.
     """
+    if isinstance(given, list):
+        batches = [by_node(graph, batch) for batch in given]
+        return {name: [batch[name] for batch in batches] for name in batches[0]}
     found: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":

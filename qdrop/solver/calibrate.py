@@ -4,7 +4,7 @@ import torch
 from torch import fx
 
 from qdrop.errors import QdropError
-from qdrop.graph.inputs import Arguments, split, tensors, to_device
+from qdrop.graph.inputs import Calibration, split, tensors, to_device
 from qdrop.graph.scopes import calibrating
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers
@@ -15,14 +15,14 @@ class CalibrationError(QdropError, ValueError):
     """Images that no ranges can be found on, or a network that gives nothing finite for them."""
 
 
-def calibrate(model: fx.GraphModule, inputs: Arguments, batch_size: int, device: torch.device) -> None:
+def calibrate(model: fx.GraphModule, inputs: Calibration, batch_size: int, device: torch.device) -> None:
     """Set weight ranges from the weights and activation ranges from images, with every quantizer off.
 
     Args:
         model: A quantized graph on `device`; its quantizers are changed in place.
-        inputs: Its arguments by name, tensors `[N, ...]`, N at least 1.
-        batch_size: Images at a time. The averaged observers (`Avg...`) average over batches; for the others
-            the result does not depend on it.
+        inputs: Its arguments by name, tensors `[N, ...]`, N at least 1; or batches of them, each of a size of its own.
+        batch_size: Images at a time, where they are no batches. The averaged observers (`Avg...`) average over batches;
+            for the others the result does not depend on it.
         device: Where the model is.
 
     Raises:

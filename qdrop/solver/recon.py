@@ -14,7 +14,7 @@ from qdrop.config import ReconConfig
 from qdrop.graph.plan import Plan
 from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
-from qdrop.solver.activations.cache import ActivationCache, Pair, Value, run_all
+from qdrop.solver.activations.cache import ActivationCache, Pair, Separate, Value, pieces, run_all
 from qdrop.solver.activations.storage import CacheError, Storage
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
@@ -58,7 +58,7 @@ class Finished(Protocol):
 def reconstruct(
     model: fx.GraphModule,
     plan: Plan,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor | Sequence[Tensor]],
     config: ReconConfig,
     seed: int,
     device: torch.device,
@@ -75,7 +75,8 @@ def reconstruct(
         model: A calibrated quantized graph, on `device`.
         plan: Its plan.
         inputs: The network's inputs for all calibration images `[N, ...]`, by the names of their nodes
-            (:func:`qdrop.graph.inputs.by_node`), in main memory or on the device.
+            (:func:`qdrop.graph.inputs.by_node`), in main memory or on the device; or lists of batches that differ in
+            size, of which an iteration draws one.
         config: How.
         seed: Seed; a unit's randomness depends on it and the unit's name alone.
         device: Where to compute.
@@ -98,10 +99,11 @@ def reconstruct(
     storage = Storage(config.cache, device, config.keep_gpu, scratch)
     give_back_freed_memory()  # what calibration held
     units = [part.module for part in parts if part.unit is not None]
-    compiler = Compiler(config.compile, units)
+    separate = any(not isinstance(value, Tensor) for value in inputs.values())
+    compiler = Compiler("off" if separate else config.compile, units)  # compiled code is for tensors of one size
     log.info(compiler.outline(units, config.batch_size, config.iters, device))
     walk = _Walk(config, seed, device, storage, compiler, watch)
-    adopted = storage.survive(lambda: {name: storage.adopt(value) for name, value in inputs.items()})
+    adopted = storage.survive(lambda: {name: _adopted(value, storage) for name, value in inputs.items()})
     cache = ActivationCache(adopted, parts)
     for index, part in enumerate(parts):
         report = walk.through(index, part, cache, finished)
@@ -171,11 +173,13 @@ class _Walk:
         """Squared error over all images of what a module makes of its inputs, without keeping that."""
 
         def measure() -> float:
-            total, count = 0.0, len(targets[0])
-            for rows in _slices(count, self.config.batch_size):
-                outs = module(*(value[rows].to(self.device) for value in inputs))
-                wanted = [target[rows].to(self.device) for target in targets]
-                total += float(reconstruction_loss(outs, wanted)) * len(outs[0])
+            total, count = 0.0, 0
+            for *given, last in pieces([*inputs, *targets]):
+                for rows in _slices(len(last), self.config.batch_size):
+                    values = [value[rows].to(self.device) for value in (*given, last)]
+                    outs, wanted = module(*values[: len(inputs)]), values[len(inputs) :]
+                    total += float(reconstruction_loss(outs, wanted)) * len(outs[0])
+                count += len(last)
             return total / count
 
         with torch.no_grad():
@@ -209,6 +213,11 @@ class _Walk:
                 raise
             log.warning("memory ran out once more: going on without compilation")
         return self.storage.survive(attempt)
+
+
+def _adopted(value: Tensor | Sequence[Tensor], storage: Storage) -> Value:
+    """An input of the network in its storage."""
+    return storage.adopt(value) if isinstance(value, Tensor) else Separate([storage.adopt(batch) for batch in value])
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

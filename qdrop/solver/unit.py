@@ -22,8 +22,8 @@ from qdrop.graph.scopes import harden, learning_rounding
 from qdrop.quantization.drop import draw_seeds
 from qdrop.quantization.spec import Group
 from qdrop.quantization.state import dropping, quantizers, quantizing
-from qdrop.solver.activations.batches import Batch, Batches
-from qdrop.solver.activations.cache import Pair, Value
+from qdrop.solver.activations.batches import Batch, batches_of
+from qdrop.solver.activations.cache import Pair, Separate, Value
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.loss import RoundingSchedule
@@ -121,8 +121,9 @@ def iterations(
     changing = quantizers(unit)
     learning = list(learners(loss.groups(), config))
     device = next(unit.parameters()).device
-    batches = batches or draw_batches(len(targets[0]), config.batch_size, config.iters, generator)
-    stream = Batches(inputs, targets, device).stream(_first(config.iters, batches))
+    size = 1 if isinstance(targets[0], Separate) else config.batch_size  # else rows are drawn
+    batches = batches or draw_batches(len(targets[0]), size, config.iters, generator)
+    stream = batches_of(inputs, targets, device).stream(_first(config.iters, batches))
     work = _inputs(stream, masks_needed(unit, len(inputs)), config, generator, device)
 
     # Closing the work also ends the batches on their way.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdrop.solver.activations.cache import Pair, Value
+from qdrop.solver.activations.cache import Pair, Rows, Separate, Value, pieces
 from qdrop.solver.activations.storage import Stored
 
 AHEAD = 2
@@ -141,5 +141,38 @@ class Batches:
         return found.to(self._device, non_blocking=self._stream is not None).to(value.dtype)
 
 
-def _stored(value: Value) -> Stored:
+class SeparateBatches:
+    """As :class:`Batches`, for values in batches of their own size: one of them is drawn at a time.
+
+    Args:
+        inputs: The unit's inputs in both networks.
+        targets: Its full-precision outputs.
+        device: Where is computed.
+    """
+
+    def __init__(self, inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device) -> None:
+        full, quantized = pieces([pair.full for pair in inputs]), pieces([pair.quantized for pair in inputs])
+        self._each = [
+            Batches([Pair(f, q) for f, q in zip(of_full, of_quantized, strict=True)], of_targets, device)
+            for of_full, of_quantized, of_targets in zip(full, quantized, pieces(targets), strict=True)
+        ]
+
+    def stream(self, draws: Tensor) -> Generator[Batch, None, None]:
+        """The batches with these numbers, all of their rows.
+
+        Args:
+            draws: `[T, 1]`, on the CPU.
+        """
+        for number in draws.flatten().tolist():
+            batch = self._each[number]
+            yield batch.gather(torch.arange(len(batch)))
+
+
+def batches_of(inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device) -> Batches | SeparateBatches:
+    """A unit's data by batches; arguments as of :class:`Batches`."""
+    kind = SeparateBatches if any(isinstance(target, Separate) for target in targets) else Batches
+    return kind(inputs, targets, device)
+
+
+def _stored(value: Rows) -> Stored:
     return value if isinstance(value, Stored) else Stored(value, value.dtype)

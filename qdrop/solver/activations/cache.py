@@ -11,8 +11,32 @@ from qdrop.graph.split import Segment, reads
 from qdrop.quantization.layout import memory_format
 from qdrop.solver.activations.storage import Storage, Stored
 
-Value = Tensor | Stored
+Rows = Tensor | Stored
 """Rows `[N, ...]`, one for each calibration image, that are read by slice or by number."""
+
+
+@dataclass(frozen=True)
+class Separate:
+    """One value in batches that may differ in size, for images that do."""
+
+    batches: Sequence[Rows]
+    """`[N, ...]` each."""
+
+    def __len__(self) -> int:
+        """Number of batches: what can be drawn."""
+        return len(self.batches)
+
+
+Value = Rows | Separate
+"""One value for all calibration images."""
+
+
+def pieces(values: Sequence[Value]) -> list[tuple[Rows, ...]]:
+    """What can be read row by row: the values themselves, or one batch of each after the other."""
+    separate = [value.batches for value in values if isinstance(value, Separate)]
+    if not separate:
+        return [tuple(value for value in values if not isinstance(value, Separate))]
+    return list(zip(*separate, strict=True))
 
 
 @dataclass(frozen=True)
@@ -55,7 +79,6 @@ class ActivationCache:
         return [name for name in self._values if self._last_reader.get(name, -1) <= index]
 
 
-@torch.no_grad()
 def run_all(
     module: nn.Module,
     inputs: Sequence[Value],
@@ -63,7 +86,24 @@ def run_all(
     device: torch.device,
     storage: Storage | None = None,
 ) -> tuple[Value, ...]:
-    """Run `module` over all calibration images in batches.
+    """Run `module` over all calibration images, in batches of some size or in those that there are.
+
+    Args and what is returned as of :func:`run_rows`; values may be :class:`Separate`.
+    """
+    found = [run_rows(module, piece, batch_size, device, storage) for piece in pieces(inputs)]
+    separate = any(isinstance(value, Separate) for value in inputs)
+    return tuple(map(Separate, zip(*found, strict=True))) if separate else found[0]
+
+
+@torch.no_grad()
+def run_rows(
+    module: nn.Module,
+    inputs: Sequence[Rows],
+    batch_size: int,
+    device: torch.device,
+    storage: Storage | None = None,
+) -> tuple[Rows, ...]:
+    """Run `module` over some calibration images in batches.
 
     Args:
         module: Takes `inputs` in order, returns a tuple of tensors.
@@ -76,7 +116,7 @@ def run_all(
         Its outputs for all images, `[N, ...]` each.
     """
     home, count = inputs[0].device, len(inputs[0])
-    results: list[Value] = []
+    results: list[Rows] = []
     for start in range(0, count, batch_size):
         batch = [value[start : start + batch_size].to(device) for value in inputs]
         outs = module(*batch)
