@@ -134,8 +134,6 @@ class ReconConfig:
     """Calibration images in one iteration, drawn with replacement."""
     scale_lr: NotNegative = 4e-5
     """Learning rate of the activation scales; decays to 0 by a cosine."""
-    scale_step: NotNegative | None = None
-    """Instead of scale_lr, which is the same for all: learning rate of an activation scale as a share of its size."""
     round_lr: NotNegative = 1e-3
     """Learning rate of the weight rounding."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -84,22 +84,14 @@ class Learner:
 
 
 def learners(groups: Mapping[Group, Sequence[nn.Parameter]], config: ReconConfig) -> Iterator[Learner]:
-    """All that learns, in the order of the groups: roundings at a rate that stays, grids at one that falls.
-
-    With `scale_step`, each scale has a rate of its own, that share of its size: Adam moves by about its rate in every
-    iteration, and scales of one network differ by factors of hundreds.
-    """
+    """All that learns, in the order of the groups: roundings at a rate that stays, grids at one that falls."""
     for group, parameters in groups.items():
         if not parameters:
             continue
         if group is Group.ROUNDING:
             yield Learner(FusedAdam(parameters), lambda iteration: config.round_lr)
-        elif group is Group.ZERO_POINT or config.scale_step is None:
-            yield Learner(FusedAdam(parameters), falling(config.scale_lr, config.iters))
         else:
-            for scale in parameters:
-                size = float(scale.detach().abs().mean())
-                yield Learner(FusedAdam([scale]), falling(config.scale_step * size, config.iters))
+            yield Learner(FusedAdam(parameters), falling(config.scale_lr, config.iters))
 
 
 def falling(rate: float, iters: int) -> Callable[[int], float]:

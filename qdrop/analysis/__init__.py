@@ -1,0 +1,1 @@
+"""What the paper argues, measured: how flat the loss is around a quantized network, and what each part brings."""
