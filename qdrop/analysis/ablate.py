@@ -24,6 +24,7 @@ from qdrop.openmp import run_program
 from qdrop.runs.page import mean_and_spread
 from qdrop.solver.command import exit_status
 from qdrop.solver.main_imagenet import run
+from qdrop.tasks.task import WORDS
 
 log = logging.getLogger("qdrop")
 
@@ -67,7 +68,9 @@ class Point:
     """What it is here."""
     seed: int
     """Seed of the run."""
-    top1: float
+    figure: str
+    """What was measured: the first of the task's figures."""
+    value: float
     """Percent."""
 
 
@@ -86,20 +89,21 @@ def points(args: argparse.Namespace) -> list[Point]:
                 config = load_config(args.config, [*args.overrides, *settings, f"process.seed={seed}"])
                 log.info("--- %s: %s, seed %d", study, variant, seed)
                 result = run(config, args.out / study / f"{number}-seed{seed}")
-                found.append(Point(study, variant, seed, result.top1))
+                name, value = next(iter(result.outcome.items()))
+                found.append(Point(study, variant, seed, WORDS.get(name, name), value))
     return found
 
 
 def table(found: Sequence[Point], study: str) -> Table:
     """Mean and spread of each variant."""
-    made = Table(study, "top-1")
+    made = Table(study, found[0].figure)
     for variant in dict.fromkeys(point.variant for point in found if point.study == study):
-        made.add_row(variant, mean_and_spread(_top1(found, study, variant)))
+        made.add_row(variant, mean_and_spread(_values(found, study, variant)))
     return made
 
 
-def _top1(found: Sequence[Point], study: str, variant: str) -> list[float]:
-    return [point.top1 for point in found if (point.study, point.variant) == (study, variant)]
+def _values(found: Sequence[Point], study: str, variant: str) -> list[float]:
+    return [point.value for point in found if (point.study, point.variant) == (study, variant)]
 
 
 def draw(found: Sequence[Point], study: str, file: Path) -> None:
@@ -107,14 +111,14 @@ def draw(found: Sequence[Point], study: str, file: Path) -> None:
     variants = list(dict.fromkeys(point.variant for point in found if point.study == study))
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
-    means = [statistics.mean(_top1(found, study, variant)) for variant in variants]
+    means = [statistics.mean(_values(found, study, variant)) for variant in variants]
     axes.plot(range(len(variants)), means, color="#3a76af")
     for place, variant in enumerate(variants):
-        values = _top1(found, study, variant)
+        values = _values(found, study, variant)
         axes.plot([place] * len(values), values, "o", color="#3a76af", alpha=0.6, markersize=5)
     axes.set_xticks(range(len(variants)), variants)
     axes.set_xlabel(study)
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(f"{found[0].figure}, %")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
 
@@ -123,8 +127,8 @@ def write(found: Sequence[Point], file: Path) -> None:
     """Every run as a line of CSV."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream)
-        lines.writerow(("study", "variant", "seed", "top1"))
-        lines.writerows((point.study, point.variant, point.seed, point.top1) for point in found)
+        lines.writerow(("study", "variant", "seed", found[0].figure))
+        lines.writerows((point.study, point.variant, point.seed, point.value) for point in found)
 
 
 def measure(args: argparse.Namespace) -> None:
