@@ -169,6 +169,7 @@ def learn_network(
     if quant.network is None:
         return None
     iters = quant.network.iters
+    assert isinstance(inputs, dict)  # images of several sizes were refused at the start
 
     def watch(batches: Iterator[Tensor]) -> Iterator[Tensor]:
         return track(batches, NAME, iters)

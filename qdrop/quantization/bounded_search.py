@@ -29,8 +29,8 @@ def bounded_search(points: Points, qmin: int, qmax: int, symmetric: bool) -> Ran
 
     def search(row: Points) -> Ends:
         def error(lo: float, hi: float) -> float:
-            ends = (row.values.new_tensor([[end]]) for end in (lo, hi))
-            return float(rounding_error(row, *ends, qmin, qmax, symmetric))
+            low, high = (row.values.new_tensor([[end]]) for end in (lo, hi))
+            return float(rounding_error(row, low, high, qmin, qmax, symmetric))
 
         lo, hi = float(row.lo), float(row.hi)
         if lo == hi:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdrop.solver.activations.cache import Pair, Rows, Separate, Value, pieces
+from qdrop.solver.activations.cache import Pair, Separate, Value, pieces
 from qdrop.solver.activations.storage import Stored
 
 AHEAD = 2
@@ -174,5 +174,7 @@ def batches_of(inputs: Sequence[Pair], targets: Sequence[Value], device: torch.d
     return kind(inputs, targets, device)
 
 
-def _stored(value: Rows) -> Stored:
+def _stored(value: Value) -> Stored:
+    if isinstance(value, Separate):
+        raise TypeError("values in separate batches are drawn by SeparateBatches")
     return value if isinstance(value, Stored) else Stored(value, value.dtype)

@@ -26,6 +26,10 @@ class Separate:
         """Number of batches: what can be drawn."""
         return len(self.batches)
 
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Refused: :func:`pieces` says what can be read by rows."""
+        raise TypeError("a value in separate batches has no rows of its own")
+
 
 Value = Rows | Separate
 """One value for all calibration images."""
