@@ -76,5 +76,8 @@ QUANTIZERS = Registry(
 OBJECTIVES = Registry({"squared_error": "qdrop.solver.objectives.squared_error:SquaredError"})
 """What a unit's outputs are compared by: subclasses of `Objective`."""
 
-TASKS = Registry(dict.fromkeys(("imagenet", "cifar10", "digits"), "qdrop.tasks.classification.task:Classification"))
+TASKS = Registry(
+    dict.fromkeys(("imagenet", "cifar10", "digits"), "qdrop.tasks.classification.task:Classification")
+    | {"coco": "qdrop.tasks.detection.task:DetectionTask"}
+)
 """What each type of data is for: a `Task`, made of all settings."""

@@ -281,12 +281,12 @@ class ModelConfig:
 class DataConfig:
     """Images to calibrate and to evaluate on."""
 
-    type: Literal["imagenet", "cifar10", "digits"] = "imagenet"
-    """Which data set; digits comes with scikit-learn and needs no path."""
+    type: Literal["imagenet", "cifar10", "digits", "coco"] = "imagenet"
+    """Which data set; digits comes with scikit-learn and needs no path; coco is for detectors."""
     name: Text | None = None
     """What results call it, for example "ImageNet, 1,200 images"; null: the type."""
     path: Text | None = None
-    """Its folder; for imagenet the one that holds train and val."""
+    """Its folder; for imagenet the one that holds train and val, for coco train2017, val2017 and annotations."""
     batch_size: Batch = 64
     """Images in a batch when they are loaded and when evaluating."""
     num_workers: Processes = 4
@@ -312,7 +312,7 @@ class DataConfig:
     sorted train folder."""
     augment: bool = True
     """Vary calibration images at random: imagenet, resized crop and flip; cifar10, shifted crop and flip; digits,
-    shifted by a pixel. False: as in validation."""
+    shifted by a pixel; coco, flip. False: as in validation."""
     mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
     """Mean of each channel, subtracted from the image."""
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)

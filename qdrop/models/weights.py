@@ -54,6 +54,12 @@ DETECTORS = {
     "retinanet_r101_fpn": "retinanet/retinanet_r101_fpn_2x_coco/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth",
 }
 
+# Other published checkpoints, by model type.
+ELSEWHERE = {
+    "yolo_fastestv2": "https://github.com/dog-qiuqiu/Yolo-FastestV2/raw/ef96e53239e11e46ce568a096e11801cd55ecc9e/modelzoo/"
+    "coco2017-0.241078ap-model.pth",
+}
+
 # The checkpoints that come with the package, by model type.
 ASSETS = Path(__file__).with_name("assets")
 EMBEDDED = {"digits_resnet": "digits_resnet.safetensors"}
@@ -102,6 +108,9 @@ def resolve_weights(path: str, model_type: str) -> WeightsInfo:
     if path == "auto" and model_type in DETECTORS:
         file = Path(DETECTORS[model_type])
         return download(f"{MODEL_ZOO}/{file}", hub_folder() / file.name, sha256=file.stem[-8:])
+    if path == "auto" and model_type in ELSEWHERE:
+        url = ELSEWHERE[model_type]
+        return download(url, hub_folder() / Path(url).name)
     if path == "auto":
         file = Path(_known(PUBLISHED, model_type, path))
         return download(f"{RELEASE}/{file}", hub_folder() / file)

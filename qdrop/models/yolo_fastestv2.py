@@ -117,6 +117,7 @@ class YoloFastestV2(nn.Module):
 
     def __init__(self, num_classes: int = 80, channels: int = 72) -> None:
         super().__init__()
+        self.num_classes = num_classes
         anchors = len(ANCHORS[16])
         self.backbone = ShuffleNet()
         self.fpn = Pyramid(channels)

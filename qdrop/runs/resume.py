@@ -25,6 +25,7 @@ from qdrop.quantization.state import quantizers
 from qdrop.runs.run_folder import IDENTITY, installed_version, revision
 from qdrop.solver.recon import UnitReport
 from qdrop.sound import flaw
+from qdrop.tasks.task import Images
 
 FORMAT = "qdrop-unit"
 VERSION = 1
@@ -42,15 +43,18 @@ class ResumeError(QdropError, ValueError):
     """Finished units are there, but of another run; names what differs and what to do."""
 
 
-def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) -> dict[str, Any]:
+def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Images) -> dict[str, Any]:
     """All that the learned values depend on, as plain data; what at most moves their last bit is left out.
 
     Args:
         config: The run's settings.
         plan: Its plan.
         graph: The traced graph in full precision, for its weights.
-        images: Calibration images `[N, C, H, W]`.
+        images: Calibration images `[N, C, H, W]`, or batches of them.
     """
+    batches = (
+        {f"images.{i}": batch for i, batch in enumerate(images)} if isinstance(images, list) else {"images": images}
+    )
     data = config_to_dict(config)
     settings = {"quant": data["quant"], "process.seed": config.process.seed}
     weights = {name: value.detach().cpu().contiguous() for name, value in graph.state_dict().items()}
@@ -59,7 +63,7 @@ def identity(config: Config, plan: Plan, graph: fx.GraphModule, images: Tensor) 
         CHECKSUMS: {
             "plan": checksum({"plan": json.dumps(plan.to_dict())}, {}),
             "weights": checksum({}, weights),
-            "calibration images": checksum({}, {"images": images.cpu().contiguous()}),
+            "calibration images": checksum({}, {name: batch.cpu().contiguous() for name, batch in batches.items()}),
         },
         **dict(zip(VERSIONS, (torch.__version__, installed_version("qdrop"), revision()), strict=True)),
     }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from qdrop import checkpoint
 from qdrop.checkpoint.network_file import FileKind, NetworkFile, find_network
@@ -41,12 +42,18 @@ ALWAYS = (
 """Settings that have an effect on every evaluation."""
 TORCH = ("process.device",)
 """Those of a network that PyTorch runs."""
-PLACES = {"imagenet": ("data.path", "data.classes"), "cifar10": ("data.path", "data.classes"), "digits": ()}
+PLACES = {
+    "imagenet": ("data.path", "data.classes"),
+    "cifar10": ("data.path", "data.classes"),
+    "digits": (),
+    "coco": ("data.path", "model.path"),  # of the heads, where these stay in full precision
+}
 """Those that say where the data lies, by its type."""
 IMAGES = {
     "imagenet": ("input_size", "test_resize", "crop_mode", "interpolation", "mean", "std"),
     "cifar10": ("mean", "std"),
     "digits": (),
+    "coco": (),
 }
 """Those of the section `data` that say how an image is prepared, by the data's type."""
 log = logging.getLogger(__name__)
@@ -75,15 +82,18 @@ class OnnxNetwork(nn.Module):
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for each status, without a common one of its own
             raise OnnxFileError(f"{path}: ONNX Runtime cannot run it: {first_line(error)}") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise OnnxFileError(f"{path}: {len(inputs)} inputs and {len(outputs)} outputs; expected one of each")
+        inputs, names = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]
+        if len(inputs) != 1:
+            raise OnnxFileError(f"{path}: {len(inputs)} inputs; expected one")
         self._path, self._input = path, inputs[0].name
+        ours = self._session.get_modelmeta().producer_name == "qdrop"
+        dictionary = ours and not all(name.partition(".")[0] == "output" for name in names)  # as export_onnx names them
+        self._keys = names if dictionary else None
         size = next(iter(inputs[0].shape), None)
         self._fixed = size if isinstance(size, int) and size > 0 else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images `[N, C, H, W]` to logits `[N, classes]`, both on the CPU.
+    def forward(self, images: Tensor) -> Any:
+        """Images `[N, C, H, W]` to what the network gives: one tensor, or a list or a dict of several; all on the CPU.
 
         A file may fix the size of its batch: the images are then taken in such batches, the last one filled up.
 
@@ -95,15 +105,19 @@ class OnnxNetwork(nn.Module):
         size = self._fixed
         missing = -len(images) % size
         filled = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
-        return torch.cat([self._run(batch) for batch in filled.split(size)])[: len(images)]
+        found = [self._run(batch) for batch in filled.split(size)]
+        return pytree.tree_map(lambda *parts: torch.cat(parts)[: len(images)], *found)
 
-    def _run(self, images: Tensor) -> Tensor:
+    def _run(self, images: Tensor) -> Any:
         try:
-            (logits,) = self._session.run(None, {self._input: images.numpy().astype(np.float32)})
+            values = self._session.run(None, {self._input: images.numpy().astype(np.float32)})
         except Exception as error:  # as above
             shape = "x".join(map(str, images.shape))
             raise OnnxFileError(f"{self._path}: ONNX Runtime cannot run it on {shape}: {first_line(error)}") from error
-        return torch.from_numpy(logits)
+        outputs = [torch.from_numpy(value) for value in values]
+        if self._keys is not None:
+            return dict(zip(self._keys, outputs, strict=True))
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[Figures, int, Config]:

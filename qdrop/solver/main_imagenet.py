@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from qdrop import checkpoint, pipeline
+from qdrop.checks import check_sizes
 from qdrop.config import Config, ConfigError, ProcessConfig
-from qdrop.graph.inputs import arguments
+from qdrop.graph.inputs import arguments, count_rows
 from qdrop.models import build_model_with_info
 from qdrop.openmp import available_cores, run_program
 from qdrop.quantization.state import quantizing
@@ -59,12 +60,14 @@ def _quantize(config: Config, out: Path) -> Result:
     # Data and the full-precision network.
     task = make_task(config)  # first: missing data is told before weights are downloaded
     model, weights = build_model_with_info(config.model.type, config.model.kwargs, config.model.path)
-    images = task.calibration(quant.calibrate, seed)  # [N, C, H, W]
-    task.check(model)
+    network = task.network(model)  # the part of the model that is quantized
+    images = task.calibration(quant.calibrate, seed)  # [N, C, H, W], or batches of several sizes
+    task.check(network)
 
     # What is quantized where, and the units.
-    inputs = arguments(model, images)
-    graph = pipeline.capture(model, inputs)
+    inputs = [arguments(network, batch) for batch in images] if isinstance(images, list) else arguments(network, images)
+    graph = pipeline.capture(network, inputs)
+    check_sizes(inputs, graph)
     plan = pipeline.make_plan(graph, quant)
     finished = FinishedUnits(out / RESUME, plan, identity(config, plan, graph, images))
     quantized = pipeline.insert(graph, plan, device)
@@ -90,13 +93,16 @@ def _quantize(config: Config, out: Path) -> Result:
 
     # The outcome, measured on what the run leaves behind.
     packed = checkpoint.describe(pipeline.freeze(quantized), portable(config))
-    outcome = task.evaluate(packed.build().to(device), device)
+    rebuilt = packed.build().to(device)
+    outcome = task.evaluate(rebuilt, device, out)
+    with quantizing(quantized, weights=False, activations=False):
+        task.illustrate(quantized, rebuilt, device, out)
     result = Result.of(
         config,
         full=full,
         nearest=nearest,
         outcome=outcome,
-        calibration_images=len(images),
+        calibration_images=count_rows(inputs),
         validation_images=task.size,
         seconds_calibrate=seconds_calibrate,
         seconds_reconstruct=seconds_reconstruct,

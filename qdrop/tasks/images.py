@@ -1,5 +1,6 @@
 """Images on disk and in memory, for every task. A source gives single images by index, not yet transformed."""
 
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qdrop.errors import QdropError
+from qdrop.errors import QdropError, shorten
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+log = logging.getLogger(__name__)
 
 
 class DataError(QdropError, ValueError):
@@ -99,6 +101,13 @@ def image_names(folder: Path) -> list[str]:
     """Names of the visible image files right in a folder, sorted. No pipe or device: reading one may never end."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if _is_image_name(entry.name) and entry.is_file())
+
+
+def warn_unreadable(unreadable: Sequence[str], tried: int, consequence: str) -> None:
+    """One warning for all images that cannot be read, naming the first few."""
+    if unreadable:
+        what = f"{len(unreadable)} of {tried} images cannot be read"
+        log.warning("%s, %s: %s", what, consequence, shorten(unreadable))
 
 
 def _is_image_name(name: str) -> bool:

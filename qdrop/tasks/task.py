@@ -1,24 +1,34 @@
 """What a run needs to know of a task: inputs to calibrate on, whether a network fits, and how good it is.
 
 task = make_task(config)
+network = task.network(model)
 inputs = task.calibration(1024, seed=0)
-task.check(model)
-print(task.evaluate(model, device))  # {"top1": 71.06}
+task.check(network)
+print(task.evaluate(network, device))  # {"top1": 71.06}
 """
 
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from qdrop.config import Config
+from qdrop.errors import QdropError
 from qdrop.registry import TASKS
 
 Figures = dict[str, float]
 """What was measured, in percent, by name; the first is the one that networks are compared by."""
 
+Images = Tensor | list[Tensor]
+"""`[N, C, H, W]`, or other inputs `[N, ...]`; where these differ in height or width, batches of them."""
+
 WORDS = {"top1": "top-1"}
 """Names of figures in the words of messages and tables, where these differ."""
+
+
+class NotFiniteError(QdropError, FloatingPointError):
+    """A network whose outputs are infinite or not a number."""
 
 
 class Task(Protocol):
@@ -27,8 +37,15 @@ class Task(Protocol):
     size: int
     """How many images, or other inputs, are evaluated."""
 
-    def calibration(self, count: int, seed: int) -> Tensor:
-        """`count` inputs to calibrate on `[count, ...]`, on the CPU; the same seed gives the same.
+    def network(self, model: nn.Module) -> nn.Module:
+        """The part of a model that is quantized, or all of it.
+
+        Raises:
+            ModelError: If the model is for another task.
+        """
+
+    def calibration(self, count: int, seed: int) -> Images:
+        """`count` inputs to calibrate on, on the CPU; the same seed gives the same.
 
         Raises:
             DataError: If there are not so many.
@@ -41,13 +58,18 @@ class Task(Protocol):
             DataError: If not; says how they differ.
         """
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> Figures:
+    def evaluate(self, model: nn.Module, device: torch.device, folder: Path | None = None) -> Figures:
         """How good a network is, always on the same inputs. It runs on `device`, in eval mode, without gradients.
+
+        With a folder, what the figures were computed from may be written there.
 
         Raises:
             NotFiniteError: If an output is infinite or not a number.
             DataError: If no input could be read.
         """
+
+    def illustrate(self, full: nn.Module, outcome: nn.Module, device: torch.device, folder: Path) -> None:
+        """Put pictures into a folder, if there is something to see, of the network before and after quantization."""
 
 
 def make_task(config: Config) -> Task:

@@ -22,10 +22,12 @@ class Detector(nn.Module, ABC):
     Args:
         depths: Bottlenecks in each of the four stages.
         neck: The pyramid.
+        num_classes: Classes, the background not counted.
     """
 
-    def __init__(self, depths: tuple[int, int, int, int], neck: nn.Module) -> None:
+    def __init__(self, depths: tuple[int, int, int, int], neck: nn.Module, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.backbone: nn.Module = ResNetStages(Bottleneck, depths)
         self.neck: nn.Module = neck
 
@@ -37,9 +39,13 @@ class Detector(nn.Module, ABC):
         """Take a quantized :meth:`features` in the place of the own."""
         self.backbone, self.neck = features, nn.Identity()
 
+    def prepare(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """See :func:`qdrop.models.detection.preparation.prepare`."""
+        return prepare(image)
+
     def forward(self, images: Sequence[Tensor]) -> list[Detection]:
         """Detections in pictures, RGB `[3, H, W]` each: uint8, or 0 to 1; boxes are in their pixels."""
-        prepared = [prepare(image) for image in images]
+        prepared = [self.prepare(image) for image in images]
         batch = together([image for image, _ in prepared]).to(images[0].device)
         sizes = [(image.shape[1], image.shape[2]) for image, _ in prepared]
         return self.detect(batch, sizes, [scale for _, scale in prepared])
@@ -77,7 +83,7 @@ class FasterRCNN(Detector):
     """
 
     def __init__(self, depths: tuple[int, int, int, int], num_classes: int) -> None:
-        super().__init__(depths, FeaturePyramid((256, 512, 1024, 2048), extra_convolutions=0))
+        super().__init__(depths, FeaturePyramid((256, 512, 1024, 2048), extra_convolutions=0), num_classes)
         self.rpn_head = RPNHead()
         self.roi_head = RoIHead(num_classes)
 
@@ -100,7 +106,7 @@ class RetinaNet(Detector):
     """
 
     def __init__(self, depths: tuple[int, int, int, int], num_classes: int) -> None:
-        super().__init__(depths, FeaturePyramid((512, 1024, 2048), extra_convolutions=2))
+        super().__init__(depths, FeaturePyramid((512, 1024, 2048), extra_convolutions=2), num_classes)
         self.bbox_head = RetinaHead(num_classes)
 
     def decode(self, levels: Sequence[Tensor], sizes: Sequence[Size], scales: Sequence[Tensor]) -> list[Detection]:

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from qdrop.errors import QdropError, first_line
+from qdrop.errors import first_line
 from qdrop.quantization.state import evaluating
 from qdrop.solver.progress import track
 from qdrop.tasks.images import DataError
-
-
-class NotFiniteError(QdropError, FloatingPointError):
-    """A network whose outputs are infinite or not a number."""
+from qdrop.tasks.task import NotFiniteError
 
 
 @torch.no_grad()

@@ -17,12 +17,11 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_tensor
 
 from qdrop.config import Config, DataConfig, config_to_dict
-from qdrop.errors import shorten
 from qdrop.models.preparation import preparation
 from qdrop.openmp import available_cores
 from qdrop.solver.progress import track
 from qdrop.tasks.classification.datasets import CIFAR_SIDE, class_names, training_source, validation_source
-from qdrop.tasks.images import DataError, Source, UnreadableImageError
+from qdrop.tasks.images import DataError, Source, UnreadableImageError, warn_unreadable
 
 DIGITS_MEAN, DIGITS_STD = 0.3, 0.4
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def calibration_images(config: DataConfig, count: int, seed: int) -> Tensor:
             result[filled : filled + len(images)] = images
             filled += len(images)
         unreadable += loader.unreadable
-    _warn(unreadable, tried, "replaced by other calibration images")
+    warn_unreadable(unreadable, tried, "replaced by other calibration images")
     if result is None or filled < count:
         raise DataError(f"calibration needs {count} images, found {filled} that can be read among {available}")
     return result
@@ -155,7 +154,7 @@ class ImageLoader(DataLoader[Sample]):
             if len(labels):
                 yield images, labels
         if self.warn:
-            _warn(self.unreadable, self.total, "left out of the accuracy")
+            warn_unreadable(self.unreadable, self.total, "left out of the accuracy")
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str], list[DataError]]:
@@ -165,13 +164,6 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str], list[Dat
     refused = [sample for sample in samples if isinstance(sample, DataError)]
     images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
     return images, torch.tensor([label for _, label in read]), unreadable, refused
-
-
-def _warn(unreadable: Sequence[str], tried: int, consequence: str) -> None:
-    """One warning for all images that cannot be read, naming the first few."""
-    if unreadable:
-        what = f"{len(unreadable)} of {tried} images cannot be read"
-        log.warning("%s, %s: %s", what, consequence, shorten(unreadable))
 
 
 def _training_transform(config: DataConfig) -> Transform:

@@ -1,5 +1,7 @@
 """Classification of images, as a run sees it."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +19,24 @@ class Classification:
         self._loader = validation_loader(config.data)
         self.size = len(self._loader.dataset)  # type: ignore[arg-type]
 
+    def network(self, model: nn.Module) -> nn.Module:
+        """All of it."""
+        return model
+
     def calibration(self, count: int, seed: int) -> Tensor:
         """Training images `[count, C, H, W]`."""
         return calibration_images(self._config.data, count, seed)
 
     def check(self, model: nn.Module) -> None:
-        """Run the network on two validation images; warn where it was trained on images prepared otherwise."""
+        """Run the network on a validation image; warn where it was trained on images prepared otherwise."""
         check_preparation(self._config)
         images, _ = next(iter(self._loader), (None, None))
         if images is not None:
-            check_network(model, images[:2], num_classes(self._config.data))
+            check_network(model, images[:1], num_classes(self._config.data))
 
-    def evaluate(self, model: nn.Module, device: torch.device) -> Figures:
-        """Top-1."""
+    def evaluate(self, model: nn.Module, device: torch.device, folder: Path | None = None) -> Figures:
+        """Top-1; nothing else is written."""
         return {"top1": accuracy(model, self._loader, device)}
+
+    def illustrate(self, full: nn.Module, outcome: nn.Module, device: torch.device, folder: Path) -> None:
+        """A class cannot be seen."""
