@@ -35,6 +35,7 @@ from qdrop.solver.calibrate import calibrate as find_ranges
 from qdrop.solver.estimate import duration, unit_costs
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.network import NAME, NetworkReport
+from qdrop.solver.phases import phases
 from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.progress import UnitProgress, track
 from qdrop.solver.recon import Finished, UnitReport
@@ -141,7 +142,7 @@ def reconstruct(
         return
     few = split(inputs, quant.calibrate_batch)[0]  # as many as fitted before
     costs = unit_costs(network, plan, few, device)
-    with UnitProgress(costs, quant.recon.iters) as progress:
+    with UnitProgress(costs, quant.recon.iters, len(phases(quant.recon))) as progress:
         given = by_node(network.graph, inputs)
         for report in recon.reconstruct(network, plan, given, quant.recon, seed, device, progress, scratch, finished):
             progress.finish(report)

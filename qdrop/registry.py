@@ -69,6 +69,8 @@ QUANTIZERS = Registry(
         "LSQFakeQuantize",
         "LSQPlusFakeQuantize",
         "AdaRoundFakeQuantize",
+        "AdaRoundLSQFakeQuantize",
+        "FlexRoundFakeQuantize",
     )
 )
 """What of a grid is learned, with which rounding: each makes a `FakeQuantize` of a `QuantizerSpec`."""

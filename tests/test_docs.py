@@ -38,7 +38,7 @@ def test_anchors_are_headings(page):
 
 def test_settings_exist(page):
     keys = [key for key, _ in flat(config_to_dict(Config()))]
-    known = {key.rsplit(".", n)[0] for key in keys for n in range(4)} | {"quant.recon.preset"}
+    known = {key.rsplit(".", n)[0] for key in keys for n in range(4)} | {"quant.recon.preset", "quant.method"}
     text = BLOCK.sub(lambda block: "" if block[1] == "python" else block[0], text_of(page))
     named = re.findall(r"(?<![\w./-])((?:quant|model|data|process)\.[a-z_]+(?:\.[a-z_]+)*)(?![\w/(])", text)
     assert set(named) <= known

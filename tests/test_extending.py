@@ -24,7 +24,7 @@ def follow(tmp_path, *blocks):
 
 
 def test_there_is_a_recipe_for_every_seam():
-    assert list(RECIPES) == ["An observer", "A rounding", "An objective", "An operator", "A network"]
+    assert list(RECIPES) == ["An observer", "A rounding", "An objective", "A method", "An operator", "A network"]
 
 
 @pytest.mark.parametrize("title", RECIPES)

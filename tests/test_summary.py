@@ -16,11 +16,15 @@ from qdrop.config.summary import summary
         ),
         (
             {"recon": {"preset": "fast", "iters": 300, "drop_prob": 1.0}},
-            "W2A4 by reconstruction without drop, rates of preset fast: 300 iterations for each of 9 units",
+            "W2A4 by QDrop's case 2, without drop, rates of preset fast: 300 iterations for each of 9 units",
         ),
         (
             {"recon": {"round_lr": 0.5, "drop_prob": 1.0, "input_prob": 0.5}},
-            "W2A4 by QDrop, rates of its own: 20,000 iterations for each of 9 units",
+            "W2A4 by a method of its own, rates of its own: 20,000 iterations for each of 9 units",
+        ),
+        (
+            {"method": "brecq", "recon": {"preset": "fast"}},
+            "W2A4 by BRECQ, preset fast: 1,000 iterations for each of 9 units",
         ),
         ({"recon": None}, "W2A4 by rounding to the nearest: nothing is learned, as recon is null"),
     ],

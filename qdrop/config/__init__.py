@@ -10,6 +10,7 @@ from qdrop.config.load import (
     save_config,
     what_counts,
 )
+from qdrop.config.methods import METHODS, Method
 from qdrop.config.schema import (
     PRESETS,
     ActivationQConfig,
@@ -28,6 +29,7 @@ from qdrop.config.schema import (
 
 __all__ = [
     "HOW",
+    "METHODS",
     "PRESETS",
     "ActivationQConfig",
     "CacheConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "LayerBits",
+    "Method",
     "ModelConfig",
     "NetworkConfig",
     "ProcessConfig",

@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from qdrop.config.methods import METHODS
 from qdrop.config.schema import PRESETS, Config
 from qdrop.config.yaml_text import Key
 from qdrop.registry import Registry
@@ -36,18 +37,20 @@ def settings(section: Any = Config, above: Key = ()) -> Iterator[Setting]:
             yield from settings(inner, key + further)
 
 
-BESIDE_SETTINGS: tuple[Key, ...] = (("base",), ("quant", "recon", "preset"))
-"""What a file may hold that is no setting: both stand for others."""
+BESIDE_SETTINGS: tuple[Key, ...] = (("base",), ("quant", "recon", "preset"), ("quant", "method"))
+"""What a file may hold that is no setting: each stands for others."""
 
 
 def presets_help() -> str:
-    """What stands for other settings, as text: a base, and each preset of reconstruction."""
+    """What stands for other settings, as text: a base, each preset of reconstruction and each method."""
     lines = [
         "base: ../base.yaml in a file stands for all that this other file sets; what is in the file takes precedence."
     ]
     lines += ["quant.recon.preset stands for several of these; those given beside it take precedence:"]
     for name, settings in PRESETS.items():
         lines.append(f"  {name}: {', '.join(f'{key}={value:g}' for key, value in settings.items())}")
+    lines += ["quant.method stands for several settings of quant; those given beside it take precedence:"]
+    lines += [f"  {name}: {method.title} ({method.source})" for name, method in METHODS.items()]
     return "\n".join(lines)
 
 

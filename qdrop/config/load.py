@@ -16,6 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from qdrop.config.errors import ConfigError, Places, at, in_words, shown
+from qdrop.config.merge import merge
+from qdrop.config.methods import METHODS, settings_of
 from qdrop.config.schema import PRESETS, Config
 from qdrop.config.yaml_text import Key, YamlError, dump, parse
 from qdrop.errors import first_line
@@ -45,16 +47,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Checks plain data, as from `config_to_dict`; overrides come last."""
-    return _overridden(_with_preset(_plain_data(data), {}), {}, overrides)
+    return _overridden(_written_out(_plain_data(data), {}), {}, overrides)
 
 
 def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) -> Config:
     given: dict[str, Any] = {}
     for extra in _parse_overrides(overrides):
-        given = _merge(given, extra)
+        given = merge(given, extra)
         places = places | dict.fromkeys(_keys(extra), "command line")
-    settings = _merge(data, _with_preset(given, places))
-    return _validate(_merge(_of_network(settings), settings), places)
+    settings = merge(data, _written_out(given, places))
+    return _validate(merge(_of_network(settings), settings), places)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def save_config(config: Config, path: str | Path) -> None:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Places]:
     """The data of a file merged over that of its base; `above`: the files that led here."""
     data, places = _parse_file(path)
-    data = _with_preset(data, places)
+    data = _written_out(data, places)
     if "base" not in data:
         return data, places
     base, place = data.pop("base"), places.pop(("base",))
@@ -97,7 +99,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Pla
     if not file.is_file():
         raise ConfigError(f"{place}: base = {base}: no such file: {file}")
     lower, lower_places = _read(file, (*above, path))
-    return _merge(lower, data), lower_places | places
+    return merge(lower, data), lower_places | places
 
 
 def _parse_file(path: Path) -> tuple[dict[str, Any], Places]:
@@ -145,15 +147,6 @@ def _parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     if problems:
         raise ConfigError(*problems)
     return parsed
-
-
-def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """`upper` over `lower`, mapping by mapping; anything else is replaced whole."""
-    merged = dict(lower)
-    for key, value in upper.items():
-        both = isinstance(lower.get(key), dict) and isinstance(value, dict)
-        merged[key] = _merge(lower[key], value) if both else value
-    return merged
 
 
 def _leaves(data: dict[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -226,17 +219,32 @@ def _plain(value: object) -> object:
     return item() if callable(item) and getattr(value, "ndim", None) == 0 else str(value)
 
 
-def _with_preset(data: dict[str, Any], places: Places) -> dict[str, Any]:
-    """The data of one file, or of the command line, with a preset replaced by the settings it stands for.
+def _written_out(data: dict[str, Any], places: Places) -> dict[str, Any]:
+    """The data of one file, or of the command line, with a preset and a method replaced by what they stand for.
 
-    Those beside it take precedence, and it over those of the files below.
+    Those beside it take precedence, and it over those of the files below. A section that a method does without, as
+    rounding to the nearest does without `recon`, is left out whatever stands beside it.
     """
     quant = data.get("quant")
-    recon = quant.get("recon") if isinstance(quant, dict) else None
-    if not isinstance(quant, dict) or not isinstance(recon, dict) or "preset" not in recon:
+    if not isinstance(quant, dict):
         return data
-    name, others = recon["preset"], {key: value for key, value in recon.items() if key != "preset"}
-    if not isinstance(name, str) or name not in PRESETS:
-        key = ("quant", "recon", "preset")
-        raise ConfigError(f"{at(key, places)}{'.'.join(key)} = {shown(name)}: expected {' | '.join(PRESETS)}")
-    return {**data, "quant": {**quant, "recon": PRESETS[name] | others}}
+    quant, recon = dict(quant), quant.get("recon")
+    if isinstance(recon, dict) and "preset" in recon:
+        preset = PRESETS[_named(("quant", "recon", "preset"), recon["preset"], PRESETS, places)]
+        quant["recon"] = merge(preset, {key: value for key, value in recon.items() if key != "preset"})
+    if "method" in quant:
+        name = _named(("quant", "method"), quant.pop("method"), METHODS, places)
+        without = {key: None for key, value in METHODS[name].settings.items() if value is None}
+        quant = merge(settings_of(name), quant) | without
+    return {**data, "quant": quant}
+
+
+def _named(key: Key, name: Any, table: Mapping[str, Any], places: Places) -> str:
+    """The name of an entry of a table, which a key gives.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise ConfigError(f"{at(key, places)}{'.'.join(key)} = {shown(name)}: expected {' | '.join(table)}")
+    return name

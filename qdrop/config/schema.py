@@ -88,7 +88,8 @@ class WeightQConfig(QConfig):
     """How weights are quantized."""
 
     quantizer: Quantizer = "AdaRoundFakeQuantize"
-    """AdaRound: rounding up or down learned by reconstruction, without which it is to the nearest."""
+    """AdaRound: rounding up or down learned by reconstruction, without which it is to the nearest. AdaRoundLSQ: the
+    scale learned too (GENIE-M). FlexRound: the scale, and what each element is divided by before rounding."""
     bit: Bits = 2
     """Number of bits."""
     ch_axis: Literal[-1, 0] = 0
@@ -134,6 +135,8 @@ class ReconConfig:
     """Calibration images in one iteration, drawn with replacement."""
     scale_lr: NotNegative = 4e-5
     """Learning rate of the activation scales; decays to 0 by a cosine."""
+    weight_scale_lr: NotNegative | None = None
+    """Learning rate of the weight scales, where w_qconfig.quantizer learns them; decays alike; null: as scale_lr."""
     round_lr: NotNegative = 1e-3
     """Learning rate of the weight rounding."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -156,6 +159,12 @@ class ReconConfig:
     full-precision value is used. The name is that of the published configs."""
     input_prob: Fraction | None = None
     """Probability of KEEPING the quantized value at a unit's input (1.0: never drop); null: as drop_prob."""
+    input: Literal["quantized", "weights"] = "quantized"
+    """What counts as the quantized value at a unit's input while its rounding learns: quantized, that of the quantized
+    network; weights, that of the network with quantized weights and activations in full precision."""
+    learn_scales: Literal["with_rounding", "after"] = "with_rounding"
+    """When activation scales learn: at the same time as the rounding; or after it, without drop, in as many iterations
+    again."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the iteration of a unit; auto: where that saves more time than it takes."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"

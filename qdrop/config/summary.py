@@ -1,5 +1,6 @@
 """Which method settings ask for, in a line."""
 
+from qdrop.config.methods import title_of
 from qdrop.config.schema import PRESETS, QuantConfig, ReconConfig
 
 
@@ -13,12 +14,8 @@ def summary(quant: QuantConfig, units: int) -> str:
     bits = f"W{quant.w_qconfig.bit}A{quant.a_qconfig.bit if quant.a_qconfig else 32}"
     if quant.recon is None:
         return f"{bits} by rounding to the nearest: nothing is learned, as recon is null"
-    method = "QDrop" if _drops(quant.recon) else "reconstruction without drop"
-    return f"{bits} by {method}, {_preset(quant.recon)}: {quant.recon.iters:,} iterations for each of {units} units"
-
-
-def _drops(recon: ReconConfig) -> bool:
-    return min(recon.drop_prob, recon.drop_prob if recon.input_prob is None else recon.input_prob) < 1
+    learned = f"{title_of(quant)}, {_preset(quant.recon)}"
+    return f"{bits} by {learned}: {quant.recon.iters:,} iterations for each of {units} units"
 
 
 def _preset(recon: ReconConfig) -> str:

@@ -13,6 +13,7 @@ from qdrop.quantization.drop import Drop, Mask
 from qdrop.quantization.observer import Observer
 from qdrop.quantization.rounding import Rounding
 from qdrop.quantization.rounding.adaround import AdaRound
+from qdrop.quantization.rounding.flexround import FlexRound
 from qdrop.quantization.rounding.nearest import Nearest
 from qdrop.quantization.spec import Group, Kind, QuantizerSpec
 from qdrop.registry import OBSERVERS, QUANTIZERS
@@ -115,6 +116,10 @@ class FakeQuantize(nn.Module):
     def param_groups(self) -> dict[Group, list[nn.Parameter]]:
         """What reconstruction can learn, by what it is: each group has a learning rate of its own."""
         return {Group.ROUNDING: list(self.rounding.parameters())}
+
+    def learns(self) -> bool:
+        """Whether there is anything."""
+        return any(self.param_groups().values())
 
     def constrain(self) -> None:
         """Bring learned parameters back to where they mean something, after a step of an optimizer."""
@@ -236,6 +241,15 @@ def _scale_gradient(value: Tensor, factor: float) -> Tensor:
 
 AdaRoundFakeQuantize = partial(FixedFakeQuantize, rounding=AdaRound)
 """A fixed grid, on which a weight learns whether each of its elements rounds down or up (AdaRound, ICML 2020)."""
+
+AdaRoundLSQFakeQuantize = partial(LSQFakeQuantize, rounding=AdaRound)
+"""The same on a grid whose scale is learned too (Jeon et al., *GENIE*, CVPR 2023, section 3.2).
+
+`s * (clamp(floor(w/s0) + h(a) + z) - z)`: the integers start from the scale `s0` of calibration and do not follow `s`.
+"""
+
+FlexRoundFakeQuantize = partial(LSQFakeQuantize, rounding=FlexRound)
+"""A grid whose scale is learned, and what each weight is divided by before it is rounded (FlexRound, ICML 2023)."""
 
 
 def build_quantizer(spec: QuantizerSpec) -> FakeQuantize:

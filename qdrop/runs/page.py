@@ -43,17 +43,10 @@ qdrop record exp                                        # makes this page anew
 ```
 
 `data.path` is a folder with `train/<class>/*` and `val/<class>/*`; the weights come from the published release unless
-`model.path` names a file. `qdrop quantize --help` lists all settings. The methods are settings of this one solver, in
-which what is not quantized comes from the full-precision network; they are not the published code of BRECQ or AdaRound:
-
-| method | settings |
-| --- | --- |
-| QDrop | as they are |
-| no drop, as in BRECQ (the paper's Case 3) | `quant.recon.drop_prob=1.0` |
-| Case 1: activations in full precision while weights are learned | `quant.recon.drop_prob=0.0` |
-| Case 2: only the unit's input quantized | `quant.recon.drop_prob=0.0 quant.recon.input_prob=1.0` |
-| AdaRound: layer by layer, no activation quantization | `quant.recon.granularity=layer quant.recon.drop_prob=0.0` |
-| round-to-nearest | `quant.recon=null` |
+`model.path` names a file. `qdrop quantize --help` lists all settings. `quant.method=brecq` is the same experiment by
+another method, see [docs/methods.md](../docs/methods.md). They are settings of this one solver, not the code that was
+published for them. In the tables below, *no drop* is `quant.recon.drop_prob=1.0`, and *round-to-nearest*
+`quant.recon=null`.
 
 `drop_prob` is the probability of KEEPING a quantized activation, as in the published configs.
 

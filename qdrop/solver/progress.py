@@ -82,11 +82,12 @@ class UnitProgress:
 
     Args:
         costs: Names of the units in order, and what an iteration in one costs in proportion.
-        iters: Iterations for each.
+        iters: Iterations for each, in a phase.
+        phases: How many phases.
     """
 
-    def __init__(self, costs: Mapping[str, float], iters: int) -> None:
-        self._costs, self._iters = costs, iters
+    def __init__(self, costs: Mapping[str, float], iters: int, phases: int = 1) -> None:
+        self._costs, self._iters, self._all = costs, iters, iters * phases
         self._finished = self._updated = 0.0
         total = sum(costs.values())
         self._estimate = Estimate(total)
@@ -98,7 +99,7 @@ class UnitProgress:
             ),
             TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("reconstructing", total=total, iteration=0, iters=iters, loss="-")
+        self._task = self._bar.add_task("reconstructing", total=total, iteration=0, iters=self._all, loss="-")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -111,7 +112,7 @@ class UnitProgress:
 
     def __call__(self, unit: str, step: Step) -> None:
         """Take note of one iteration of `unit`."""
-        done = self._finished + self._costs[unit] * step.iteration / self._iters
+        done = self._finished + self._costs[unit] * step.iteration / self._all
         left = self._estimate.left(done, step.reconstruction.item)
         if left is not None and left > LONG:
             log.info(in_words(left, self._iters, len(self._costs)))

@@ -68,7 +68,8 @@ def reconstruct(
 ) -> Iterator[UnitReport]:
     """Reconstruct every unit of a calibrated model, in order; yields a report after each.
 
-    Every value flows through the units once in full precision and once quantized; nothing is run again from
+    Every value flows through the units once in full precision and once quantized, and where `config.input` is
+    `weights` once more; nothing is run again from
     the image. Where memory runs out, values move one place further away and the work is repeated.
 
     Args:
@@ -150,9 +151,10 @@ class _Walk:
         cache.forget_full(index)
         with quantizing(part.module):
             rounded = self.run(part, [cache[name].quantized for name in part.inputs])
+        weights = self.by_weights_alone(part, [cache[name].weights for name in part.inputs])
         if learns:
             after = self.distance(lambda *values: values, rounded, full)
-        cache.advance(index, part, full, rounded)
+        cache.advance(index, part, full, rounded, weights)
         give_back_freed_memory()
         if part.unit is None or done is not None:
             return done
@@ -166,6 +168,13 @@ class _Walk:
         """What a segment writes for all images, with its quantizers as they are."""
         size = self.config.batch_size
         return self.storage.survive(lambda: run_all(part.module, inputs, size, self.device, self.storage))
+
+    def by_weights_alone(self, part: Segment, inputs: Sequence[Value | None]) -> tuple[Value, ...] | None:
+        """What a segment writes where weights alone are quantized; None if no unit reads that."""
+        if self.config.input == "quantized":
+            return None
+        with quantizing(part.module, activations=False):
+            return self.run(part, [value for value in inputs if value is not None])
 
     def distance(
         self, module: Callable[..., Sequence[Tensor]], inputs: Sequence[Value], targets: Sequence[Value]

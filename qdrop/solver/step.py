@@ -72,22 +72,24 @@ class UnitLoss(nn.Module):
     Args:
         unit: A calibrated unit.
         config: For the objective, the probabilities of the drop and the precision.
+        learns: Whose quantizers learn.
     """
 
-    def __init__(self, unit: nn.Module, config: ReconConfig) -> None:
+    def __init__(self, unit: nn.Module, config: ReconConfig, learns: tuple[Kind, ...] = tuple(Kind)) -> None:
         super().__init__()
         self.unit = unit
+        self.learns = learns
         keep_prob = config.drop_prob  # its published name
         self.drop = Drop(keep_prob, iter(()))
         self.input_drop = Drop(keep_prob if config.input_prob is None else config.input_prob, iter(()))
         self.reduced = config.precision == "bfloat16"
         self.objective: Objective = OBJECTIVES[config.objective]()
-        self.weights = tuple(quantizers(unit, Kind.WEIGHT))
+        self.weights = tuple(quantizers(unit, Kind.WEIGHT)) if Kind.WEIGHT in learns else ()
         self.terms = (*self.objective.terms, "rounding")
 
     def groups(self) -> dict[Group, list[nn.Parameter]]:
         """What reconstruction learns, by group."""
-        found = [quantizer.param_groups() for quantizer in quantizers(self.unit)]
+        found = [quantizer.param_groups() for quantizer in quantizers(self.unit, *self.learns)]
         return {group: [p for groups in found for p in groups.get(group, [])] for group in Group}
 
     def learned(self) -> dict[str, nn.Parameter]:

@@ -7,8 +7,8 @@ of its weights and the scales of its activations.
 import hashlib
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
 from operator import add
@@ -20,13 +20,14 @@ from qdrop.config import ReconConfig
 from qdrop.errors import QdropError
 from qdrop.graph.scopes import harden, learning_rounding
 from qdrop.quantization.drop import draw_seeds
-from qdrop.quantization.spec import Group
+from qdrop.quantization.spec import Group, Kind
 from qdrop.quantization.state import dropping, quantizers, quantizing
 from qdrop.solver.activations.batches import Batch, batches_of
 from qdrop.solver.activations.cache import Pair, Separate, Value
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.loss import RoundingSchedule
+from qdrop.solver.phases import phases
 from qdrop.solver.step import Inputs, UnitLoss, masks_needed
 
 CHECK_EVERY = 100
@@ -42,7 +43,7 @@ class Step:
     """One iteration, for whoever watches."""
 
     iteration: int
-    """1 to the number of iterations."""
+    """1 to the number of iterations, which is that of all phases."""
     terms: Mapping[str, Tensor]
     """The terms of the loss by name, scalars still on the device; the last is `rounding`, 0 while it is off."""
 
@@ -90,6 +91,8 @@ def learners(groups: Mapping[Group, Sequence[nn.Parameter]], config: ReconConfig
             continue
         if group is Group.ROUNDING:
             yield Learner(FusedAdam(parameters), lambda iteration: config.round_lr)
+        elif group is Group.WEIGHT_SCALE and config.weight_scale_lr is not None:
+            yield Learner(FusedAdam(parameters), falling(config.weight_scale_lr, config.iters))
         else:
             yield Learner(FusedAdam(parameters), falling(config.scale_lr, config.iters))
 
@@ -107,10 +110,14 @@ def iterations(
     generator: torch.Generator,
     batches: Iterator[Tensor] | None = None,
     compiler: Compiler | None = None,
+    learns: tuple[Kind, ...] = tuple(Kind),
 ) -> Generator[Step, None, None]:
-    """The iterations of :func:`reconstruct_unit`, one each time the next is asked for, inside `learning_rounding`."""
-    loss = UnitLoss(unit, config)
-    changing = quantizers(unit)
+    """The iterations of a phase of :func:`reconstruct_unit`, one each time the next is asked for.
+
+    Where weights learn, they run inside `learning_rounding`.
+    """
+    loss = UnitLoss(unit, config, learns)
+    changing = quantizers(unit, *learns)
     learning = list(learners(loss.groups(), config))
     device = next(unit.parameters()).device
     size = 1 if isinstance(targets[0], Separate) else config.batch_size  # else rows are drawn
@@ -119,7 +126,7 @@ def iterations(
     work = _inputs(stream, masks_needed(unit, len(inputs)), config, generator, device)
 
     # Closing the work also ends the batches on their way.
-    with closing(work), quantizing(unit), dropping(unit, loss.drop):
+    with closing(work), quantizing(unit, activations=config.drop_prob > 0), dropping(unit, loss.drop):
         ready = [next(work)]
         gradients = (compiler or Compiler(config.compile))(loss, ready[0], config.iters)
         for iteration in range(1, config.iters + 1):
@@ -145,7 +152,7 @@ def reconstruct_unit(
     watch: Watcher | None = None,
     compiler: Compiler | None = None,
 ) -> float:
-    """Learn the rounding and the activation scales of one calibrated unit.
+    """Learn the rounding and the activation scales of one calibrated unit, at once or in this order.
 
     Args:
         unit: A segment's module: takes one tensor or more, gives a tuple of them; its quantizers have their ranges.
@@ -153,7 +160,7 @@ def reconstruct_unit(
         targets: Its full-precision outputs for them `[N, C', ...]`.
         config: Iterations, rates, objective, drop.
         generator: Source of the batches and of the drop's seeds, on the CPU whatever the unit's device.
-        batches: Index tensors to use instead of random ones, at least as many as iterations.
+        batches: Index tensors to use instead of random ones, at least as many as iterations in all phases.
         watch: Called after each iteration.
         compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
 
@@ -164,15 +171,21 @@ def reconstruct_unit(
         ReconstructionError: If the loss is not finite.
         ValueError: If there are fewer batches than iterations.
     """
-    # Closed also where watching raises, so that nothing is left switched on.
-    with (
-        learning_rounding(unit),
-        closing(iterations(unit, inputs, targets, config, generator, batches, compiler)) as steps,
-    ):
-        for step in steps:
-            if watch is not None:
-                watch(step)
-        return harden(unit)
+    flipped, done = 0.0, 0
+    for phase in phases(config):
+        if not any(quantizer.learns() for quantizer in quantizers(unit, *phase.learns)):
+            continue
+        work = iterations(unit, phase.inputs(inputs), targets, phase.config, generator, batches, compiler, phase.learns)
+        rounding = learning_rounding(unit) if Kind.WEIGHT in phase.learns else nullcontext()
+        # Closed also where watching raises, so that nothing is left switched on.
+        with rounding, closing(work) as steps:
+            for step in steps:
+                if watch is not None:
+                    watch(replace(step, iteration=done + step.iteration))
+            if Kind.WEIGHT in phase.learns:
+                flipped = harden(unit)
+        done += phase.config.iters
+    return flipped
 
 
 def _first(count: int, batches: Iterator[Tensor]) -> Tensor:

@@ -46,20 +46,42 @@ class Rounding(nn.Module, ABC):
         return None
 
 
-class LearnedRounding(Rounding):
+class HeldRounding(Rounding):
     """Holds the integers of a weight, as steps above `qmin`, beside the weight itself, which is never touched.
 
-    They are the nearest ones after :meth:`prepare`, and the learned ones after :meth:`harden`; in between, while
-    `start` is set, rounding is soft.
+    They are the nearest ones after :meth:`prepare`, and those that were learned in the end.
     """
 
     levels: Tensor
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("levels", torch.zeros(spec.shape, dtype=torch.uint8))
+
+    def forward(self, x: Tensor, scale: Tensor, zero_point: Tensor, keep: Mask | None) -> Tensor:
+        """The weight from its integers; `keep` is not used."""
+        return (self.levels + (self.qmin - zero_point)) * scale
+
+    @torch.no_grad()
+    def prepare(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        """See :meth:`Rounding.prepare`."""
+        self.hold(torch.round(weight / scale) + zero_point)
+
+    def hold(self, integers: Tensor) -> float:
+        """Take these integers, float and not yet clamped; the share of them, 0 to 1, that are others than before."""
+        before = self.levels.clone()
+        self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))
+        return float((self.levels != before).float().mean())
+
+
+class LearnedRounding(HeldRounding):
+    """Learns the integers on a grid; while `start` is set, rounding is soft."""
+
     start: Tensor | None
     """While learning, what :meth:`begin` gave; a buffer, so that it is an argument of compiled code."""
 
     def __init__(self, spec: QuantizerSpec) -> None:
         super().__init__(spec)
-        self.register_buffer("levels", torch.zeros(spec.shape, dtype=torch.uint8))
         self.register_buffer("start", None, persistent=False)
 
     @abstractmethod
@@ -77,13 +99,8 @@ class LearnedRounding(Rounding):
     def forward(self, x: Tensor, scale: Tensor, zero_point: Tensor, keep: Mask | None) -> Tensor:
         """The weight from its integers, or, while learning, from the soft ones; `keep` is not used."""
         if self.start is None:
-            return (self.levels + (self.qmin - zero_point)) * scale
+            return super().forward(x, scale, zero_point, keep)
         return scale * (self.soft(self.start) - zero_point)
-
-    @torch.no_grad()
-    def prepare(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> None:
-        """See :meth:`Rounding.prepare`."""
-        self._hold(torch.round(weight / scale) + zero_point)
 
     @contextmanager
     def learning(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> Iterator[None]:
@@ -99,10 +116,4 @@ class LearnedRounding(Rounding):
     @torch.no_grad()
     def harden(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> float:
         """See :meth:`Rounding.harden`; where the scale was learned too, while still learning."""
-        start = self.begin(weight, scale, zero_point) if self.start is None else self.start
-        nearest = self.levels.clone()
-        self._hold(self.hard(start))
-        return float((self.levels != nearest).float().mean())
-
-    def _hold(self, integers: Tensor) -> None:
-        self.levels.copy_((integers.clamp(self.qmin, self.qmax) - self.qmin).to(torch.uint8))
+        return self.hold(self.hard(self.begin(weight, scale, zero_point) if self.start is None else self.start))

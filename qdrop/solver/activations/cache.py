@@ -1,7 +1,7 @@
 """Values on their way through the units: each is kept from where it is written to its last reader."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -49,6 +49,8 @@ class Pair:
 
     full: Value
     quantized: Value
+    weights: Value | None = None
+    """In the network with quantized weights and activations in full precision; None: nobody asks for it."""
 
 
 class ActivationCache:
@@ -61,7 +63,7 @@ class ActivationCache:
 
     def __init__(self, inputs: Mapping[str, Value], parts: list[Segment]) -> None:
         self._last_reader = reads(parts)
-        self._values = {name: Pair(value, value) for name, value in inputs.items()}
+        self._values = {name: Pair(value, value, value) for name, value in inputs.items()}
 
     def __getitem__(self, name: str) -> Pair:
         return self._values[name]
@@ -69,13 +71,20 @@ class ActivationCache:
     def forget_full(self, index: int) -> None:
         """Drop the full-precision values that only segment `index` and earlier ones read, once it has done so."""
         for name in self._read_until(index):
-            quantized = self._values[name].quantized
-            self._values[name] = Pair(quantized, quantized)
+            pair = self._values[name]
+            self._values[name] = replace(pair, full=pair.quantized)
 
-    def advance(self, index: int, part: Segment, full: Sequence[Value], quantized: Sequence[Value]) -> None:
-        """Store what segment `index` wrote; drop what only it and earlier ones read."""
-        for name, f, q in zip(part.outputs, full, quantized, strict=True):
-            self._values[name] = Pair(f, q)
+    def advance(
+        self,
+        index: int,
+        part: Segment,
+        full: Sequence[Value],
+        quantized: Sequence[Value],
+        weights: Sequence[Value] | None = None,
+    ) -> None:
+        """Store what segment `index` wrote in the networks of a `Pair`; drop what only it and earlier ones read."""
+        for name, f, q, w in zip(part.outputs, full, quantized, weights or (None,) * len(full), strict=True):
+            self._values[name] = Pair(f, q, w)
         for name in self._read_until(index):
             del self._values[name]
 

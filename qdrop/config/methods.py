@@ -1,0 +1,81 @@
+"""Methods by one word: `quant.method` stands for settings of the section `quant`, as a preset does for a schedule.
+
+A method says how things are learned; bits, data and schedule are free. What an entry does not name is as in QDrop.
+The terms of the settings are explained beside the fields, in schema.py; docs/methods.md has the table for people.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qdrop.config.merge import merge
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the table."""
+
+    title: str
+    """What the log calls it."""
+    source: str
+    """Who described it, and where."""
+    settings: dict[str, Any]
+    """Settings of the section `quant`, nested."""
+
+
+QDROP: dict[str, Any] = {
+    "w_qconfig": {"quantizer": "AdaRoundFakeQuantize"},
+    "recon": {
+        "granularity": "block",
+        "objective": "squared_error",
+        "learn_scales": "with_rounding",
+        "weight_scale_lr": None,
+        "input": "quantized",
+        "input_prob": None,
+        "drop_prob": 0.5,
+    },
+    "network": None,
+}
+"""All that any method sets, as the published method has it."""
+
+NEVER = {"drop_prob": 1.0, "input_prob": None}
+"""Every activation is quantized."""
+INPUTS_ONLY = {"drop_prob": 0.0, "input_prob": 1.0, "learn_scales": "after"}
+"""While the rounding learns, a unit's activations are in full precision, and its inputs are not."""
+WEIGHTS_FIRST = INPUTS_ONLY | {"input": "weights"}
+"""While the rounding learns, all activations of the network are in full precision."""
+
+METHODS: dict[str, Method] = {
+    "nearest": Method("rounding to the nearest", "-", {"recon": None, "network": None}),
+    "adaround": Method("AdaRound", "Nagel et al., ICML 2020", {"recon": WEIGHTS_FIRST | {"granularity": "layer"}}),
+    "brecq": Method("BRECQ", "Li et al., ICLR 2021", {"recon": WEIGHTS_FIRST}),
+    "case1": Method("QDrop's case 1", "Wei et al., ICLR 2022, section 3", {"recon": WEIGHTS_FIRST}),
+    "case2": Method("QDrop's case 2, without drop", "Wei et al., ICLR 2022, section 3", {"recon": NEVER}),
+    "case3": Method("QDrop's case 3", "Wei et al., ICLR 2022, section 3", {"recon": INPUTS_ONLY}),
+    "qdrop": Method("QDrop", "Wei et al., ICLR 2022", {}),
+    "geniem": Method(
+        "GENIE-M",
+        "Jeon et al., CVPR 2023",
+        {"w_qconfig": {"quantizer": "AdaRoundLSQFakeQuantize"}, "recon": {"weight_scale_lr": 1e-4}},
+    ),
+    "flexround": Method("FlexRound", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}),
+}
+"""The table."""
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """All settings that a method stands for, nested."""
+    return merge(QDROP, METHODS[name].settings)
+
+
+def title_of(quant: Any) -> str:
+    """What the settings of a section `quant` are called: the first method they are those of."""
+    found = (method.title for name, method in METHODS.items() if _follows(quant, settings_of(name)))
+    return next(found, "a method of its own")
+
+
+def _follows(section: Any, settings: dict[str, Any]) -> bool:
+    """Whether a section has all of these."""
+    return section is not None and all(
+        _follows(getattr(section, key), value) if isinstance(value, dict) else getattr(section, key) == value
+        for key, value in settings.items()
+    )
