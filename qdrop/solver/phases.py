@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from qdrop.config import ReconConfig
 from qdrop.quantization.spec import Kind
-from qdrop.solver.cache import Pair
+from qdrop.solver.activations.cache import Pair
 
 
 @dataclass(frozen=True)

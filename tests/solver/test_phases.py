@@ -11,7 +11,7 @@ from qdrop.graph.split import segments
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver import recon
-from qdrop.solver.cache import Pair, run_all
+from qdrop.solver.activations.cache import Pair, run_all
 from qdrop.solver.phases import phases
 from qdrop.solver.unit import reconstruct_unit
 
