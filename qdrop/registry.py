@@ -75,7 +75,12 @@ QUANTIZERS = Registry(
 )
 """What of a grid is learned, with which rounding: each makes a `FakeQuantize` of a `QuantizerSpec`."""
 
-OBJECTIVES = Registry({"squared_error": "qdrop.solver.objectives.squared_error:SquaredError"})
+OBJECTIVES = Registry(
+    {
+        "squared_error": "qdrop.solver.objectives.squared_error:SquaredError",
+        "fisher": "qdrop.solver.objectives.fisher:Fisher",
+    }
+)
 """What a unit's outputs are compared by: subclasses of `Objective`."""
 
 TASKS = Registry(

@@ -14,12 +14,16 @@ from qdrop.config import ReconConfig
 from qdrop.graph.plan import Plan
 from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
+from qdrop.registry import OBJECTIVES
 from qdrop.solver.activations.cache import ActivationCache, Pair, Separate, Value, pieces, run_all
 from qdrop.solver.activations.storage import CacheError, Storage
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
+from qdrop.solver.objectives import Objective
 from qdrop.solver.objectives.squared_error import reconstruction_loss
+from qdrop.solver.phases import phases
 from qdrop.solver.precision import layer_arithmetic
+from qdrop.solver.surroundings import Surroundings
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
 
 log = logging.getLogger("qdrop")
@@ -103,7 +107,7 @@ def reconstruct(
     separate = any(not isinstance(value, Tensor) for value in inputs.values())
     compiler = Compiler("off" if separate else config.compile, units)  # compiled code is for tensors of one size
     log.info(compiler.outline(units, config.batch_size, config.iters, device))
-    walk = _Walk(config, seed, device, storage, compiler, watch)
+    walk = _Walk(parts, config, seed, device, storage, compiler, watch)
     adopted = storage.survive(lambda: {name: _adopted(value, storage) for name, value in inputs.items()})
     cache = ActivationCache(adopted, parts)
     for index, part in enumerate(parts):
@@ -116,6 +120,7 @@ def reconstruct(
 class _Walk:
     """The way through the segments: what is the same for all of them."""
 
+    parts: Sequence[Segment]
     config: ReconConfig
     seed: int
     device: torch.device
@@ -141,16 +146,16 @@ class _Walk:
         done = None if finished is None or part.unit is None else finished.restore(part.name, part.module)
         learns = part.unit is not None and done is None
         with quantizing(part.module, weights=False, activations=False):
-            full = self.run(part, [cache[name].full for name in part.inputs])
+            full = self.run(part.module, [cache[name].full for name in part.inputs])
         if learns:
             inputs = [cache[name] for name in part.inputs]
             with quantizing(part.module):
                 before = self.distance(part.module, [pair.quantized for pair in inputs], full)
-            flipped = self.learn(part, inputs, full)
+            flipped = self.learn(index, inputs, full, cache)
             del inputs  # the cache alone decides how long they are kept
         cache.forget_full(index)
         with quantizing(part.module):
-            rounded = self.run(part, [cache[name].quantized for name in part.inputs])
+            rounded = self.run(part.module, [cache[name].quantized for name in part.inputs])
         weights = self.by_weights_alone(part, [cache[name].weights for name in part.inputs])
         if learns:
             after = self.distance(lambda *values: values, rounded, full)
@@ -164,17 +169,17 @@ class _Walk:
             finished.keep(part.module, report)
         return report
 
-    def run(self, part: Segment, inputs: Sequence[Value]) -> tuple[Value, ...]:
-        """What a segment writes for all images, with its quantizers as they are."""
+    def run(self, module: nn.Module, inputs: Sequence[Value]) -> tuple[Value, ...]:
+        """What a module gives for all images, with its quantizers as they are."""
         size = self.config.batch_size
-        return self.storage.survive(lambda: run_all(part.module, inputs, size, self.device, self.storage))
+        return self.storage.survive(lambda: run_all(module, inputs, size, self.device, self.storage))
 
     def by_weights_alone(self, part: Segment, inputs: Sequence[Value | None]) -> tuple[Value, ...] | None:
         """What a segment writes where weights alone are quantized; None if no unit reads that."""
         if self.config.input == "quantized":
             return None
         with quantizing(part.module, activations=False):
-            return self.run(part, [value for value in inputs if value is not None])
+            return self.run(part.module, [value for value in inputs if value is not None])
 
     def distance(
         self, module: Callable[..., Sequence[Tensor]], inputs: Sequence[Value], targets: Sequence[Value]
@@ -194,24 +199,41 @@ class _Walk:
         with torch.no_grad():
             return self.storage.survive(measure)
 
-    def learn(self, part: Segment, inputs: Sequence[Pair], targets: Sequence[Value]) -> float:
+    def learn(self, index: int, inputs: Sequence[Pair], targets: Sequence[Value], cache: ActivationCache) -> float:
         """:func:`reconstruct_unit` of a segment, from the same start again if memory runs out on the way."""
-        watch, compiler = self.watch, self.compiler
+        part, watch, compiler = self.parts[index], self.watch, self.compiler
         watcher = None if watch is None else lambda step: watch(part.name, step)
         start = {key: value.clone() for key, value in part.module.state_dict().items()}
+        objective: Objective = OBJECTIVES[self.config.objective]()
+        beside = objective.prepare(self.around(index, inputs, targets, cache))
 
         def attempt() -> float:
             part.module.load_state_dict(start)
             generator = unit_generator(self.seed, part.name)
             with layer_arithmetic(tf32=self.config.precision == "tf32"):
                 return reconstruct_unit(
-                    part.module, inputs, targets, self.config, generator, watch=watcher, compiler=compiler
+                    *(part.module, inputs, targets, self.config, generator),
+                    watch=watcher,
+                    compiler=compiler,
+                    objective=objective,
+                    beside=beside,
                 )
 
         try:
             return self._learned(attempt)
         except ReconstructionError as error:
             raise ReconstructionError(f"unit '{part.name}': {error}") from error
+
+    def around(
+        self, index: int, inputs: Sequence[Pair], targets: Sequence[Value], cache: ActivationCache
+    ) -> Surroundings:
+        """A segment in its network, as it is before it learns."""
+        first = phases(self.config)[0]
+
+        def value(name: str) -> Pair:
+            return first.inputs([cache[name]])[0]
+
+        return Surroundings(self.parts[index:], value, first.inputs(inputs), targets, self.config, self.run)
 
     def _learned(self, attempt: Callable[[], float]) -> float:
         """What `attempt()` returns, with the cache one place further each time memory runs out, at last uncompiled."""

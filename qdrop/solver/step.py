@@ -8,6 +8,7 @@ the quantizers and their gradients then become a few passes over memory between 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, reduce
+from itertools import islice
 from operator import add
 
 import torch
@@ -40,16 +41,18 @@ class Inputs:
     """Weight of the rounding term, a scalar."""
     beta: Tensor
     """Its exponent, a scalar."""
+    beside: tuple[Tensor, ...] = ()
+    """What :meth:`qdrop.solver.objectives.Objective.prepare` found `[B, ...]`."""
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in the order of the fields."""
-        return *self.full, *self.quantized, *self.target, self.seeds, self.weight, self.beta
+        """All of them, those beside last."""
+        return *self.full, *self.quantized, *self.target, self.seeds, self.weight, self.beta, *self.beside
 
     def like(self, tensors: tuple[Tensor, ...]) -> "Inputs":
         """The inputs that :meth:`tensors` of as many gave these."""
-        inputs, outputs = len(self.full), len(self.target)
-        full, quantized = tensors[:inputs], tensors[inputs : 2 * inputs]
-        return Inputs(full, quantized, tensors[2 * inputs : 2 * inputs + outputs], *tensors[-3:])
+        given, inputs, outputs = iter(tensors), len(self.full), len(self.target)
+        full, quantized, target = (tuple(islice(given, count)) for count in (inputs, inputs, outputs))
+        return Inputs(full, quantized, target, next(given), next(given), next(given), tuple(given))
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +76,16 @@ class UnitLoss(nn.Module):
         unit: A calibrated unit.
         config: For the objective, the probabilities of the drop and the precision.
         learns: Whose quantizers learn.
+        objective: The objective, where it has been prepared for the unit; None: a new one, as the config says.
     """
 
-    def __init__(self, unit: nn.Module, config: ReconConfig, learns: tuple[Kind, ...] = tuple(Kind)) -> None:
+    def __init__(
+        self,
+        unit: nn.Module,
+        config: ReconConfig,
+        learns: tuple[Kind, ...] = tuple(Kind),
+        objective: Objective | None = None,
+    ) -> None:
         super().__init__()
         self.unit = unit
         self.learns = learns
@@ -83,7 +93,7 @@ class UnitLoss(nn.Module):
         self.drop = Drop(keep_prob, iter(()))
         self.input_drop = Drop(keep_prob if config.input_prob is None else config.input_prob, iter(()))
         self.reduced = config.precision == "bfloat16"
-        self.objective: Objective = OBJECTIVES[config.objective]()
+        self.objective: Objective = OBJECTIVES[config.objective]() if objective is None else objective
         self.weights = tuple(quantizers(unit, Kind.WEIGHT)) if Kind.WEIGHT in learns else ()
         self.terms = (*self.objective.terms, "rounding")
 

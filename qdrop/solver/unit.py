@@ -27,6 +27,7 @@ from qdrop.solver.activations.cache import Pair, Separate, Value
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.loss import RoundingSchedule
+from qdrop.solver.objectives import Objective
 from qdrop.solver.phases import phases
 from qdrop.solver.step import Inputs, UnitLoss, masks_needed
 
@@ -111,18 +112,20 @@ def iterations(
     batches: Iterator[Tensor] | None = None,
     compiler: Compiler | None = None,
     learns: tuple[Kind, ...] = tuple(Kind),
+    objective: Objective | None = None,
+    beside: Sequence[Value] = (),
 ) -> Generator[Step, None, None]:
     """The iterations of a phase of :func:`reconstruct_unit`, one each time the next is asked for.
 
     Where weights learn, they run inside `learning_rounding`.
     """
-    loss = UnitLoss(unit, config, learns)
+    loss = UnitLoss(unit, config, learns, objective)
     changing = quantizers(unit, *learns)
     learning = list(learners(loss.groups(), config))
     device = next(unit.parameters()).device
     size = 1 if isinstance(targets[0], Separate) else config.batch_size  # else rows are drawn
     batches = batches or draw_batches(len(targets[0]), size, config.iters, generator)
-    stream = batches_of(inputs, targets, device).stream(_first(config.iters, batches))
+    stream = batches_of(inputs, targets, device, beside).stream(_first(config.iters, batches))
     work = _inputs(stream, masks_needed(unit, len(inputs)), config, generator, device)
 
     # Closing the work also ends the batches on their way.
@@ -151,6 +154,8 @@ def reconstruct_unit(
     batches: Iterator[Tensor] | None = None,
     watch: Watcher | None = None,
     compiler: Compiler | None = None,
+    objective: Objective | None = None,
+    beside: Sequence[Value] = (),
 ) -> float:
     """Learn the rounding and the activation scales of one calibrated unit, at once or in this order.
 
@@ -163,6 +168,8 @@ def reconstruct_unit(
         batches: Index tensors to use instead of random ones, at least as many as iterations in all phases.
         watch: Called after each iteration.
         compiler: Holds what was compiled for other units; None: a fresh one, as the config says.
+        objective: One that is prepared for this unit; None: a new one, as the config says.
+        beside: What preparing it has found `[N, ...]`.
 
     Returns:
         Share of the weights, 0 to 1, that are not rounded to the nearest.
@@ -175,7 +182,10 @@ def reconstruct_unit(
     for phase in phases(config):
         if not any(quantizer.learns() for quantizer in quantizers(unit, *phase.learns)):
             continue
-        work = iterations(unit, phase.inputs(inputs), targets, phase.config, generator, batches, compiler, phase.learns)
+        given = phase.inputs(inputs)
+        work = iterations(
+            unit, given, targets, phase.config, generator, batches, compiler, phase.learns, objective, beside
+        )
         rounding = learning_rounding(unit) if Kind.WEIGHT in phase.learns else nullcontext()
         # Closed also where watching raises, so that nothing is left switched on.
         with rounding, closing(work) as steps:
@@ -222,7 +232,7 @@ def _inputs(
 
 def _joined(batch: Batch, seed: Tensor, weight: Tensor, beta: Tensor) -> Inputs:
     """A batch with the rest, in a function so that no variable of a generator holds it until the next one is there."""
-    return Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta)
+    return Inputs(batch.full, batch.quantized, batch.target, seed, weight, beta, batch.beside)
 
 
 def _check_finite(terms: Mapping[str, Tensor], iteration: int) -> None:

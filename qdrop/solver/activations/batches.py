@@ -25,10 +25,12 @@ class Batch:
     """Its inputs in the quantized network; the same tensors as in `full` where the two are one."""
     target: tuple[Tensor, ...]
     """Outputs of the full-precision unit."""
+    beside: tuple[Tensor, ...] = ()
+    """What the objective needs beside these."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them."""
-        return *self.full, *self.quantized, *self.target
+        return *self.full, *self.quantized, *self.target, *self.beside
 
 
 Coming = tuple[Batch, torch.cuda.Event | None]
@@ -42,16 +44,20 @@ class Batches:
         inputs: Its inputs in both networks, `[N, ...]` each.
         targets: Its full-precision outputs, `[N, ...]` each.
         device: Where is computed.
+        beside: What the objective needs beside these, `[N, ...]` each.
     """
 
-    def __init__(self, inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device) -> None:
+    def __init__(
+        self, inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device, beside: Sequence[Value] = ()
+    ) -> None:
         self._full = [_stored(pair.full) for pair in inputs]
         self._quantized = [
             full if pair.quantized is pair.full else _stored(pair.quantized)
             for pair, full in zip(inputs, self._full, strict=True)
         ]
         self._targets = [_stored(target) for target in targets]
-        self._values = (*self._full, *self._quantized, *self._targets)
+        self._beside = [_stored(value) for value in beside]
+        self._values = (*self._full, *self._quantized, *self._targets, *self._beside)
         self._device = device
         # A side stream copies to the GPU while the step computes.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -69,10 +75,8 @@ class Batches:
         """
         rooms = self._rooms(len(rows)) if rooms is None else rooms
         found = {value: self._read(value, rows, room) for value, room in rooms.items()}
-        full, quantized, target = (
-            tuple(found[value] for value in values) for values in (self._full, self._quantized, self._targets)
-        )
-        return Batch(full, quantized, target)
+        groups = (self._full, self._quantized, self._targets, self._beside)
+        return Batch(*(tuple(found[value] for value in values) for values in groups))
 
     def _rooms(self, count: int) -> dict[Stored, Tensor]:
         """Memory for `count` rows of each value; page-locked where a GPU fetches them from there."""
@@ -148,13 +152,17 @@ class SeparateBatches:
         inputs: The unit's inputs in both networks.
         targets: Its full-precision outputs.
         device: Where is computed.
+        beside: What the objective needs beside these.
     """
 
-    def __init__(self, inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device) -> None:
+    def __init__(
+        self, inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device, beside: Sequence[Value] = ()
+    ) -> None:
         full, quantized = pieces([pair.full for pair in inputs]), pieces([pair.quantized for pair in inputs])
+        each = zip(full, quantized, pieces(targets), pieces(beside) if beside else [()] * len(full), strict=True)
         self._each = [
-            Batches([Pair(f, q) for f, q in zip(of_full, of_quantized, strict=True)], of_targets, device)
-            for of_full, of_quantized, of_targets in zip(full, quantized, pieces(targets), strict=True)
+            Batches([Pair(f, q) for f, q in zip(of_full, of_quantized, strict=True)], of_targets, device, of_beside)
+            for of_full, of_quantized, of_targets, of_beside in each
         ]
 
     def stream(self, draws: Tensor) -> Generator[Batch, None, None]:
@@ -168,10 +176,12 @@ class SeparateBatches:
             yield batch.gather(torch.arange(len(batch)))
 
 
-def batches_of(inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device) -> Batches | SeparateBatches:
+def batches_of(
+    inputs: Sequence[Pair], targets: Sequence[Value], device: torch.device, beside: Sequence[Value] = ()
+) -> Batches | SeparateBatches:
     """A unit's data by batches; arguments as of :class:`Batches`."""
     kind = SeparateBatches if any(isinstance(target, Separate) for target in targets) else Batches
-    return kind(inputs, targets, device)
+    return kind(inputs, targets, device, beside)
 
 
 def _stored(value: Value) -> Stored:

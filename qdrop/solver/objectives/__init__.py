@@ -2,9 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from qdrop.solver.activations.cache import Value
+    from qdrop.solver.surroundings import Surroundings
 
 
 class Objective(ABC):
@@ -17,6 +21,17 @@ class Objective(ABC):
     """What it is given beside the outputs: names of fields of :class:`qdrop.solver.step.Inputs`."""
     terms: ClassVar[tuple[str, ...]]
     """Names of its terms."""
+
+    def prepare(self, around: "Surroundings") -> "Sequence[Value]":
+        """What it needs of a unit's surroundings, found before the unit learns; by default nothing.
+
+        Args:
+            around: The unit in its network.
+
+        Returns:
+            Values for all calibration images, `[N, ...]` each; a batch of them is `beside` in `needs`.
+        """
+        return ()
 
     @abstractmethod
     def __call__(self, outs: Sequence[Tensor], *needed: Sequence[Tensor]) -> tuple[Tensor, ...]:
