@@ -33,6 +33,7 @@ from qdrop.solver import network as network_stage
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate as find_ranges
 from qdrop.solver.estimate import duration, unit_costs
+from qdrop.solver.granularity import mixed
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.network import NAME, NetworkReport
 from qdrop.solver.phases import phases
@@ -75,7 +76,7 @@ def make_plan(graph: fx.GraphModule, quant: QuantConfig) -> Plan:
         PlanError: If a pattern of `quant.overrides` matches no layer.
         GraphError: If something in the graph cannot be quantized.
     """
-    plan = place(graph, quant, quant.recon.granularity if quant.recon else "block")
+    plan = place(graph, quant, "layer" if quant.recon and quant.recon.granularity == "layer" else "block")
     log.info(summary(quant, len(plan.units)))
     for note in plan.notes:
         log.warning(note)
@@ -140,10 +141,13 @@ def reconstruct(
     """
     if quant.recon is None:
         return
+    given = by_node(network.graph, inputs)
+    if quant.recon.granularity == "mixed":
+        each = [by_node(network.graph, batch) for batch in split(inputs, quant.calibrate_batch)]
+        plan = mixed(network, plan, each, device)
     few = split(inputs, quant.calibrate_batch)[0]  # as many as fitted before
     costs = unit_costs(network, plan, few, device)
     with UnitProgress(costs, quant.recon.iters, len(phases(quant.recon))) as progress:
-        given = by_node(network.graph, inputs)
         for report in recon.reconstruct(network, plan, given, quant.recon, seed, device, progress, scratch, finished):
             progress.finish(report)
             yield report

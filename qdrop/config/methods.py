@@ -57,7 +57,8 @@ METHODS: dict[str, Method] = {
         "Jeon et al., CVPR 2023",
         {"w_qconfig": {"quantizer": "AdaRoundLSQFakeQuantize"}, "recon": {"weight_scale_lr": 1e-4}},
     ),
-    "flexround": Method("FlexRound", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}),
+    "mrecg": Method("MRECG with QDrop", "Ma et al., CVPR 2023", {"recon": {"granularity": "mixed"}}),
+    "flexround": Method("FlexRound with QDrop", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}),
 }
 """The table."""
 

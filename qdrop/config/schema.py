@@ -169,8 +169,9 @@ class ReconConfig:
     """Compile the iteration of a unit; auto: where that saves more time than it takes."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the layers in an iteration; losses and what is learned stay in float32. tf32: GPU only."""
-    granularity: Literal["block", "layer"] = "block"
-    """A unit is a residual block (or a layer outside any), or a single layer wherever that can be."""
+    granularity: Literal["block", "layer", "mixed"] = "block"
+    """A unit is a residual block (or a layer outside any), or a single layer wherever that can be; mixed: a block, or
+    several in a row between which the loss swings most."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Where activations are kept, and how precisely."""
 
