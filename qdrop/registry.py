@@ -79,6 +79,7 @@ OBJECTIVES = Registry(
     {
         "squared_error": "qdrop.solver.objectives.squared_error:SquaredError",
         "fisher": "qdrop.solver.objectives.fisher:Fisher",
+        "prediction_difference": "qdrop.solver.objectives.prediction_difference:PredictionDifference",
     }
 )
 """What a unit's outputs are compared by: subclasses of `Objective`."""

@@ -58,7 +58,9 @@ METHODS: dict[str, Method] = {
         {"w_qconfig": {"quantizer": "AdaRoundLSQFakeQuantize"}, "recon": {"weight_scale_lr": 1e-4}},
     ),
     "mrecg": Method("MRECG with QDrop", "Ma et al., CVPR 2023", {"recon": {"granularity": "mixed"}}),
-    "flexround": Method("FlexRound with QDrop", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}),
+    "flexround": Method(
+        "FlexRound with QDrop", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}
+    ),
 }
 """The table."""
 
