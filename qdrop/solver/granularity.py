@@ -25,9 +25,7 @@ SHARE = 0.25
 """Share of the pairs of neighbours that are joined, rounded up."""
 
 
-def mixed(
-    model: fx.GraphModule, plan: Plan, batches: Iterable[Mapping[str, Tensor]], device: torch.device
-) -> Plan:
+def mixed(model: fx.GraphModule, plan: Plan, batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Plan:
     """The plan with some of its units joined.
 
     Args:
