@@ -27,6 +27,14 @@ IMAGENET = {  # folder: model type, rounding weight
     "mnasx2": ("mnasnet", 0.2),
 }
 CIFAR10 = ("resnet20", "resnet56")
+COCO = {
+    "frcnn_r50": "faster_rcnn_r50_fpn",
+    "frcnn_r101": "faster_rcnn_r101_fpn",
+    "retinanet_r50": "retinanet_r50_fpn",
+    "retinanet_r101": "retinanet_r101_fpn",
+}
+DETECTORS = [f"coco/{name}/{bits}" for name in COCO for bits in ("w4a4", "w2a4")]
+DETECTORS += [f"coco/yolo_fastestv2/{bits}" for bits in ("w8a8", "w4a4", "w3a3", "w2a4")]
 FOLDERS = [f"{bits}/{arch}" for bits in BITS for arch in IMAGENET] + [
     f"cifar10/{arch}/{bits}" for arch in CIFAR10 for bits in BITS
 ]
@@ -55,9 +63,23 @@ def test_cifar10_configs(bits, arch):
     assert (data.type, data.input_size, data.test_resize, data.augment) == ("cifar10", 32, 32, False)
 
 
+@pytest.mark.parametrize("folder", DETECTORS)
+def test_coco_configs(folder):
+    config = load_config(EXP / folder / "config.yaml")
+    _, name, bits = folder.split("/")
+    assert (config.quant.w_qconfig.bit, config.quant.a_qconfig.bit) == {"w8a8": (8, 8), **BITS}[bits]
+    assert (config.model.type, config.data.type) == (COCO.get(name, name), "coco")
+    recon, quant = config.quant.recon, config.quant
+    if name in COCO:  # as published
+        assert (recon.iters, recon.batch_size, recon.weight, recon.drop_prob) == (20000, 2, 0.01, 0.5)
+        assert (quant.calibrate, quant.calibrate_range, quant.calibrate_batch) == (256, 256, 2)
+        assert (quant.first_w_bit, quant.last_w_bit, quant.last_a_bit) == (8, None, None)
+        assert (quant.placement, quant.divide, config.data.augment) == ("units", ["neck"], True)
+
+
 def test_every_config_of_the_tree_parses():
     found = sorted(EXP.rglob("*.yaml"))
-    assert {EXP / folder / "config.yaml" for folder in FOLDERS} <= set(found)
+    assert {EXP / folder / "config.yaml" for folder in (*FOLDERS, *DETECTORS)} <= set(found)
     for path in found:
         load_config(path)
 
@@ -71,7 +93,7 @@ def test_a_config_states_only_what_differs(folder):
 
 
 def test_run_scripts_are_one_and_executable():
-    scripts = [EXP / folder / "run.sh" for folder in FOLDERS]
+    scripts = [EXP / folder / "run.sh" for folder in (*FOLDERS, *DETECTORS)]
     assert len({script.read_bytes() for script in scripts}) == 1
     assert all(os.access(script, os.X_OK) for script in scripts)
 

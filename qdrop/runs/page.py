@@ -30,7 +30,7 @@ HEADER = """\
 
 Made by `qdrop record exp` from `results.jsonl`, `published.json` and the text in `qdrop/runs/page.py`; do not edit.
 `results.jsonl` has a line for each run: its command, all settings with the seed, its figures, its environment (device,
-versions, revision, checksum of the weights) and the losses of each unit. All figures are top-1 in percent.
+versions, revision, checksum of the weights) and the losses of each unit. Figures are in percent: top-1, or AP.
 
 ## Commands
 
@@ -42,8 +42,9 @@ qdrop record exp exp/w2a4/res18/runs/resnet18-w2a4-...  # adds a finished run to
 qdrop record exp                                        # makes this page anew
 ```
 
-`data.path` is a folder with `train/<class>/*` and `val/<class>/*`; the weights come from the published release unless
-`model.path` names a file. `qdrop quantize --help` lists all settings. `quant.method=brecq` is the same experiment by
+`data.path` is a folder with `train/<class>/*` and `val/<class>/*`, for detectors one in COCO's layout
+([docs/detection.md](../docs/detection.md)); the weights come from the published release unless `model.path` names a
+file. `qdrop quantize --help` lists all settings. `quant.method=brecq` is the same experiment by
 another method, see [docs/methods.md](../docs/methods.md). They are settings of this one solver, not the code that was
 published for them. In the tables below, *no drop* is `quant.recon.drop_prob=1.0`, and *round-to-nearest*
 `quant.recon=null`.
@@ -116,14 +117,17 @@ def settings(row: Row) -> tuple[str, ...]:
 
 
 def _published(published: dict[str, dict[str, Any]]) -> Iterator[str]:
-    if "imagenet" not in published:
+    if not published:
         return
-    yield from ("## Published", "", *(f"- {kind}: {figures['source']}" for kind, figures in published.items()), "")
-    yield from _head("network", "folder", "full precision", *BITS)
-    for name, figures in published["imagenet"].items():
-        if isinstance(figures, dict):
-            cells = [f"{figures[bits]:.2f}" for bits in ("full", *(bits.lower() for bits in BITS))]
-            yield _line(name, f"`{figures['folder']}`", *cells)
+    yield from ("## Published", "", *(f"- {kind}: {figures['source']}" for kind, figures in published.items()))
+    for of_kind in published.values():
+        models = {name: figures for name, figures in of_kind.items() if name != "source" and "folder" in figures}
+        if models:
+            yield ""
+            yield from _head("network", "folder", "full precision", *BITS)
+        for name, figures in models.items():
+            known = (figures.get(bits) for bits in ("full", *(bits.lower() for bits in BITS)))
+            yield _line(name, f"`{figures['folder']}`", *("-" if cell is None else f"{cell:.2f}" for cell in known))
 
 
 def _table(recipes: Sequence[Recipe], published: dict[str, float] | None) -> Iterator[str]:

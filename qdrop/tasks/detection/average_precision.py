@@ -66,8 +66,8 @@ def _found(detections: Iterable[Detection]) -> Iterator[dict[str, Any]]:
     """The boxes that were found, in COCO's form."""
     for image, here in enumerate(detections):
         boxes = _corner_and_size(here["boxes"])
-        for box, label, score in zip(boxes, here["labels"], here["scores"], strict=True):
-            yield _box(image, label, box) | {"area": float(box[2] * box[3]), "iscrowd": 0, "score": float(score)}
+        for box, label, score in zip(boxes, here["labels"], here["scores"].tolist(), strict=True):
+            yield _box(image, label, box) | {"area": float(box[2] * box[3]), "iscrowd": 0, "score": score}
 
 
 def _box(image: int, label: Tensor, box: Tensor) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _box(image: int, label: Tensor, box: Tensor) -> dict[str, Any]:
 
 def _corner_and_size(boxes: Tensor) -> Tensor:
     """x1, y1, x2, y2 -> x, y, width, height; [K, 4] float64, where a difference loses nothing."""
-    boxes = boxes.double()
+    boxes = boxes.detach().double()
     return torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1)
 
 
