@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from captured_once import captured_once
 from torch import Tensor, fx, nn
 
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
-from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan, make_plan
 from qdrop.graph.scopes import calibrating
@@ -261,7 +261,7 @@ def bits(weights: int = 2, activations: int | None = 4, **kwargs) -> QuantConfig
 
 
 def planned(model: nn.Module, config: QuantConfig | None = None, granularity: str = "block", example=None):
-    graph = capture(model, images(2) if example is None else example)
+    graph = captured_once(model, images(2) if example is None else example)
     return graph, make_plan(graph, config or bits(), granularity)
 
 
