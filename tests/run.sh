@@ -11,4 +11,4 @@ export OMP_NUM_THREADS=1 # the tests run side by side
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest -n 2 "$@"
+exec "$python" -m pytest -n 2 --dist loadfile "$@" # a file in one process: what its tests share is made once

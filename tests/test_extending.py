@@ -1,11 +1,10 @@
 """The recipes of docs/extending.md, followed literally: their code blocks, in order, in a fresh interpreter."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import forked
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 RECIPES = {
@@ -14,13 +13,16 @@ RECIPES = {
 }
 
 
-def follow(tmp_path, *blocks):
-    """Runs the blocks, each a file of its own that is imported by one program."""
-    names = [f"block{number}" for number in range(len(blocks))]
-    for name, block in zip(names, blocks, strict=True):
-        (tmp_path / f"{name}.py").write_text(block, encoding="utf-8")
-    program = f"import {', '.join(names)}"
-    return subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """Exit codes of each recipe's blocks, with its registration and without; and what was written to stderr."""
+    folder, programs = tmp_path_factory.mktemp("recipes"), []
+    for number, (new, use) in enumerate(RECIPES.values()):
+        for part, block in (("new", new), ("use", use)):
+            (folder / f"{part}{number}.py").write_text(block, encoding="utf-8")
+        programs += [f"import new{number}, use{number}", f"import use{number}"]
+    codes, told = forked(programs, folder)
+    return dict(zip(RECIPES, zip(codes[::2], codes[1::2], strict=True), strict=True)), told
 
 
 def test_there_is_a_recipe_for_every_seam():
@@ -28,8 +30,7 @@ def test_there_is_a_recipe_for_every_seam():
 
 
 @pytest.mark.parametrize("title", RECIPES)
-def test_the_recipe_works_and_is_needed(title, tmp_path):
-    new, use = RECIPES[title]
-    followed = follow(tmp_path, new, use)
-    assert followed.returncode == 0, followed.stderr
-    assert follow(tmp_path, use).returncode != 0, "without the registration it works as well: this recipe shows nothing"
+def test_the_recipe_works_and_is_needed(title, followed):
+    (code, without), told = followed[0][title], followed[1]
+    assert code == 0, told
+    assert without != 0, "without the registration it works as well: this recipe shows nothing"

@@ -6,13 +6,12 @@ from qdrop.export import export_onnx
 from qdrop.quantization.state import quantizing
 
 
-@pytest.fixture
-def path(tmp_path):
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
     """A quantized network with residual blocks, all of whose convolutions compute in integers."""
     model, _ = quantized(network("residual"), bits(4, 4, placement="integer"))
     with quantizing(model):
-        export_onnx(model, images(1), tmp_path / "model.onnx", "int8")
-    return tmp_path / "model.onnx"
+        return export_onnx(model, images(1), tmp_path_factory.mktemp("network") / "model.onnx", "int8")
 
 
 def test_the_graph_that_ran_is_the_fused_one(path):

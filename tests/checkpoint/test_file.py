@@ -42,6 +42,11 @@ MIN_MAX = "MinMaxObserver"
 FAST = {"observer": MIN_MAX}
 
 
+def quick(few, names):
+    """All names, those that are not among the few as slow tests: a large network takes ten seconds."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in few)) for name in names]
+
+
 def reader():
     spec = importlib.util.spec_from_file_location("read_quantized", READER)
     module = importlib.util.module_from_spec(spec)
@@ -171,7 +176,7 @@ def test_learned_rounding_and_scales(tmp_path):
     assert all(torch.equal(q.rounding.levels, learned[q.spec.name]) for q in quantizers(loaded, Kind.WEIGHT))
 
 
-@pytest.mark.parametrize("name", GOLDEN_MODELS.values())
+@pytest.mark.parametrize("name", quick(("resnet18", "mobilenetv2"), GOLDEN_MODELS.values()))
 def test_the_six_networks_within_two_percent_of_their_information(name, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
@@ -189,13 +194,16 @@ def test_the_six_networks_within_two_percent_of_their_information(name, tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "timm:mobilenetv3_small_100",
-        "timm:vit_tiny_patch16_224",
-        "timm:edgenext_xx_small",
-        "torchvision:efficientnet_b0",
-        "torchvision:shufflenet_v2_x0_5",
-    ],
+    quick(
+        ("timm:mobilenetv3_small_100", "timm:vit_tiny_patch16_224"),
+        (
+            "timm:mobilenetv3_small_100",
+            "timm:vit_tiny_patch16_224",
+            "timm:edgenext_xx_small",
+            "torchvision:efficientnet_b0",
+            "torchvision:shufflenet_v2_x0_5",
+        ),
+    ),
 )
 def test_networks_of_other_libraries_need_no_code_of_theirs(name, tmp_path):
     torch.manual_seed(0)

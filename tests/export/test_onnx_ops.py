@@ -11,10 +11,11 @@ from networks import NETWORKS, bits, filled, images, network, quantized
 from onnx_runs import exported, outputs
 from torch import nn
 
-from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
+from qdrop.config import ActivationQConfig, LayerBits, QuantConfig
 from qdrop.export import ExportError, export_onnx
 from qdrop.graph.capture import capture
 from qdrop.models import build_model
+from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")
@@ -159,17 +160,30 @@ def test_one_dimension(tmp_path):
     assert torch.allclose(exported(model, x, tmp_path, "int8"), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("container", ["native", "int8"])
-@pytest.mark.parametrize(
-    "widths", [(2, 4), *(pytest.param(w, marks=pytest.mark.slow) for w in ((2, 2), (3, 3), (4, 8)))], ids=str
-)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_quantized_blocks(name, widths, container, tmp_path):
-    model, _ = quantized(network(name), bits(*widths))
+WIDTHS = [(2, 4), *(pytest.param(w, marks=pytest.mark.slow) for w in ((2, 2), (3, 3), (4, 8)))]
+
+
+@pytest.fixture(scope="module", params=WIDTHS, ids=str)
+def blocks(request):
+    """All networks of blocks in one, quantized, and what they compute, by name."""
+    model, _ = quantized(Each({name: network(name) for name in NETWORKS}).eval(), bits(*request.param))
     with quantizing(model), torch.no_grad():
-        expected = model(images(16))
-        written = exported(model, images(16), tmp_path, container, optimize=False)
-        fused = exported(model, images(16), tmp_path, container)
+        return model, model(images(16))
+
+
+@pytest.fixture(scope="module", params=["native", "int8"])
+def block_outputs(request, blocks, tmp_path_factory):
+    """What PyTorch computes, ONNX Runtime as written, and with its fusions, by name."""
+    model, expected = blocks
+    with quantizing(model), torch.no_grad():
+        path = export_onnx(model, images(1), tmp_path_factory.mktemp("blocks") / "model.onnx", request.param)
+    written, fused = (outputs(path, {"x": images(16)}, optimize) for optimize in (False, True))
+    return expected, written, fused
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_quantized_blocks(name, block_outputs):
+    expected, written, fused = (found[name] for found in block_outputs)
     step = expected.max() - expected.min()
     assert ((written - expected).abs() > 1e-4 * step).float().mean() < 0.05
     assert ((fused - expected).abs() > 0.1 * step).float().mean() < 0.1
@@ -189,17 +203,21 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
 @pytest.mark.parametrize("container", ["native", "int8"])
-@pytest.mark.parametrize("bit", [2, 3, 4])
-@pytest.mark.parametrize("width", [10, 16])
-def test_a_fully_connected_layer_on_tokens(width, bit, container, per_channel, tmp_path):
+def test_a_fully_connected_layer_on_tokens(container, per_channel, tmp_path):
     """With ONNX Runtime's fusions, whether or not 2-bit rows fill whole bytes."""
+    cases = list(product((10, 16), (2, 3, 4)))
+    parts = {f"{bit} bits, width {width}": filled(Tokens(width)) for width, bit in cases}
+    overrides = {f"parts.{i}.inner": LayerBits(w_bit=bit) for i, (_, bit) in enumerate(cases)}
     activations = ActivationQConfig(bit=8, ch_axis=1 if per_channel else -1)
-    model, _ = quantized(filled(Tokens(width)), QuantConfig(activations, WeightQConfig(bit=bit)))
+    model, plan = quantized(Each(parts).eval(), QuantConfig(activations, overrides=overrides))
+    inner = [spec.bit for spec in plan.quantizers if spec.layer.endswith(".inner") and spec.kind is Kind.WEIGHT]
+    assert inner == [bit for _, bit in cases]
     with quantizing(model), torch.no_grad():
         expected = model(images(16))
-        written = exported(model, images(16), tmp_path, container)
-    spread = expected.max() - expected.min()
-    assert (written - expected).abs().max() < (1e-4 if container == "native" else 2e-2) * spread
+        path = export_onnx(model, images(1), tmp_path / "model.onnx", container)
+    for name, written in outputs(path, {"x": images(16)}).items():
+        spread = expected[name].max() - expected[name].min()
+        assert (written - expected[name]).abs().max() < (1e-4 if container == "native" else 2e-2) * spread, name
 
 
 @pytest.mark.parametrize("kind, size", [("timm:mobilenetv3_small_050", 64), ("torchvision:shufflenet_v2_x0_5", 64),

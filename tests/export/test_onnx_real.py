@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from onnx_runs import exported, rounded_biases
+from onnx_runs import rounded_biases, run
 
 import qdrop
 from qdrop.config import DataConfig
+from qdrop.export import export_onnx
 from qdrop.models import build_model
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
 
@@ -21,10 +22,10 @@ NETWORKS = [
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda row: row[0])
-def real(request):
-    """A quantized network, validation images, its logits for them, and how rounding moves these, `[N]`.
+def real(request, tmp_path_factory):
+    """A quantized network, validation images, its logits for them, how rounding moves these, `[N]`, and its files.
 
-    The last is measured in PyTorch, with the biases that integer kernels round. One value that falls to the other
+    The movement is measured in PyTorch, with the biases that integer kernels round. One value that falls to the other
     side of a tie makes others do so behind it; through the 52 layers of MobileNetV2 the rounding errors of two
     runs with sums in another order are those of two different roundings, a few percent of the logits' range.
     """
@@ -48,14 +49,16 @@ def real(request):
     with torch.inference_mode():
         expected = quantized(images)
         noise = (rounded(images) - expected).abs().amax(1)
-    return quantized, images, expected, noise
+    folder = tmp_path_factory.mktemp(kind)
+    files = {name: export_onnx(quantized, images[:1], folder / f"{name}.onnx", name) for name in ("native", "int8")}
+    return quantized, images, expected, noise, files
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("container, optimize", [("native", True), ("int8", False), ("int8", True)])
-def test_same_class_wherever_rounding_cannot_change_it(real, container, optimize, tmp_path):
-    quantized, images, expected, noise = real
-    out = exported(quantized, images, tmp_path, container, optimize)
+def test_same_class_wherever_rounding_cannot_change_it(real, container, optimize):
+    _, images, expected, noise, files = real
+    out = run(files[container], images, optimize)
     best = expected.topk(2).values
     clear = best[:, 0] - best[:, 1] > 2 * noise.max()
     assert clear.float().mean() > 0.1
@@ -65,9 +68,9 @@ def test_same_class_wherever_rounding_cannot_change_it(real, container, optimize
 
 
 @pytest.mark.data
-def test_the_difference_is_that_of_two_precisions_of_pytorch(real, tmp_path):
-    quantized, images, expected, _ = real
-    out = exported(quantized, images, tmp_path, "native", True)
+def test_the_difference_is_that_of_two_precisions_of_pytorch(real):
+    quantized, images, expected, _, files = real
+    out = run(files["native"], images)
     exactly = copy.deepcopy(quantized)
     for tensor in (*exactly.parameters(), *exactly.buffers()):  # `.double()` is refused: it is no network to deploy
         if tensor.is_floating_point():

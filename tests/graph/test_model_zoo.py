@@ -23,20 +23,11 @@ from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizing
 
 QUICK = [
-    "torchvision/alexnet",  # no BN, dropout
     "torchvision/squeezenet1_1",  # concatenation, no linear layer
     "torchvision/mobilenet_v3_small",  # hard swish, squeeze and excite
-    "torchvision/efficientnet_b0",  # SiLU, stochastic depth
     "torchvision/shufflenet_v2_x1_0",  # chunk and shuffle
-    "torchvision/googlenet",  # inception blocks, the image normalised inside
     "timm/resnet18d",  # deep stem, pooled shortcut
-    "timm/ecaresnet50t",  # Conv1d over the channels
-    "timm/mobilenetv3_small_100",  # a Linear with a forward of its own
-    "timm/mixnet_s",  # one BN over several convolutions
-    "timm/regnety_002",  # grouped convolutions
     "timm/resnest14d",  # a sum over splits, softmax
-    "timm/hrnet_w18_small",  # modules that take and give several tensors
-    "timm/cspresnet50",  # a stage that is more than its blocks
     "timm/convnextv2_atto",  # LayerNorm, global response norm
     "timm/edgenext_xx_small",  # attention, positions computed from the size
     "timm/vit_tiny_patch16_224",  # a second input that is not given, tokens
@@ -54,6 +45,14 @@ SLOW = [
     )),
 ]  # fmt: skip
 SLOW += [
+    "torchvision/alexnet",  # no BN, dropout
+    "torchvision/efficientnet_b0",  # SiLU, stochastic depth
+    "torchvision/googlenet",  # inception blocks, the image normalised inside
+    "timm/ecaresnet50t",  # Conv1d over the channels
+    "timm/mobilenetv3_small_100",  # a Linear with a forward of its own
+    "timm/mixnet_s",  # one BN over several convolutions
+    "timm/regnety_002",  # grouped convolutions
+    "timm/hrnet_w18_small",  # modules that take and give several tensors
     "torchvision/densenet121",  # BN before its convolution
     "torchvision/vit_b_16",  # attention of torch's own
     "torchvision/swin_t",  # weights as arguments of a function

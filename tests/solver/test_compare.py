@@ -12,22 +12,44 @@ from qdrop.solver.compare import METHODS, SETTINGS, compare, draw, main, table
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=2", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]
+SETTINGS_OF_RUNS = [*SHORT, "quant.recon.input_prob=0.7", "quant.recon.precision=tf32"]
 
 
-def test_rows_table_and_picture(tmp_path):
-    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 0
-    with Image.open(tmp_path / "comparison.png") as picture:
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder after the command, and whether its runs computed in tf32: as a whole, and in their iterations."""
+    folder, entered, stepped = tmp_path_factory.mktemp("compared"), [], []
+
+    def noting(seen):
+        @contextmanager
+        def layer_arithmetic(tf32=False):
+            seen.append(tf32)
+            yield
+
+        return layer_arithmetic
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qdrop.pipeline.layer_arithmetic", noting(entered))
+        patch.setattr("qdrop.solver.recon.layer_arithmetic", noting(stepped))
+        assert main(["--config", str(CONFIG), *SETTINGS_OF_RUNS, f"process.out={folder}"]) == 0
+    return folder, entered, stepped
+
+
+def test_rows_table_and_picture(compared):
+    folder, _, _ = compared
+    with Image.open(folder / "comparison.png") as picture:
         assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
-    assert len(list(tmp_path.glob("*/result.json"))) == 2 * len(SETTINGS)
+    assert len(list(folder.glob("*/result.json"))) == 2 * len(SETTINGS)
 
 
-def test_runs_differ_in_bits_and_drop_alone(tmp_path):
-    rows = compare(load_config(CONFIG, [*SHORT, "quant.recon.input_prob=0.7"]), tmp_path)
+def test_runs_differ_in_bits_and_drop_alone(compared, tmp_path):
+    folder, _, _ = compared
+    rows = compare(load_config(CONFIG, SETTINGS_OF_RUNS), folder)  # they are complete: it only tells them
     assert [row.name for row in rows] == ["W4A4", "W3A3", "W2A4", "W2A2"]
     for row in rows:
         assert len(row.top1) == len(METHODS)
         names = [f"{row.name.lower()}-{method}" for method in ("no-drop", "qdrop")]
-        without, drop = (load_config(tmp_path / name / "config.resolved.yaml").quant.recon for name in names)
+        without, drop = (load_config(folder / name / "config.resolved.yaml").quant.recon for name in names)
         assert (without.drop_prob, without.input_prob) == (1.0, None)
         assert (drop.drop_prob, drop.input_prob) == (0.5, 0.7)
     console = Console(record=True, width=100)
@@ -38,23 +60,11 @@ def test_runs_differ_in_bits_and_drop_alone(tmp_path):
     assert "<svg" in (tmp_path / "again.svg").read_text()
 
 
-def test_each_run_is_as_the_main_job_would_do_it(tmp_path, monkeypatch):
-    entered, stepped = [], []
-
-    def noting(seen):
-        @contextmanager
-        def layer_arithmetic(tf32=False):
-            seen.append(tf32)
-            yield
-
-        return layer_arithmetic
-
-    monkeypatch.setattr("qdrop.pipeline.layer_arithmetic", noting(entered))
-    monkeypatch.setattr("qdrop.solver.recon.layer_arithmetic", noting(stepped))
-    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}", "quant.recon.precision=tf32"]) == 0
+def test_each_run_is_as_the_main_job_would_do_it(compared):
+    folder, entered, stepped = compared
     runs = 2 * len(SETTINGS)
     assert entered == runs * [False] and stepped and all(stepped)
-    logs = [file.read_text() for file in tmp_path.glob("*/run.log")]
+    logs = [file.read_text() for file in folder.glob("*/run.log")]
     assert len(logs) == runs and all(log.count("; results in ") == 1 for log in logs)
 
 

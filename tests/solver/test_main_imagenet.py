@@ -1,6 +1,7 @@
 """The main job on the embedded default: what it writes, what it refuses, that it repeats itself."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,17 +36,31 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
-def test_a_run_leaves_a_complete_folder(tmp_path):
-    result = run(short(), tmp_path)
-    assert Result.read(tmp_path / "result.json") == result
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The folder of a run by the command, and what it said."""
+    folder, said = tmp_path_factory.mktemp("run"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("qdrop").addHandler(handler)
+    try:
+        assert main(["--config", str(CONFIG), *SHORT, "data.calib_from=train", f"process.out={folder}"]) == 0
+    finally:
+        logging.getLogger("qdrop").removeHandler(handler)
+    return folder, said
+
+
+def test_a_run_leaves_a_complete_folder(ran):
+    folder, _ = ran
+    result = Result.read(folder / "result.json")
     assert (result.w_bit, result.a_bit, result.iters, result.calibration_images) == (2, 4, 8, 64)
     assert result.validation_images == 100
     assert result.full["top1"] > 95
-    env = json.loads((tmp_path / "env.json").read_text())
+    env = json.loads((folder / "env.json").read_text())
     assert env["packages"]["torch"] and len(env["weights"]["sha256"]) == 64
-    assert load_config(tmp_path / "config.resolved.yaml") == short()
-    plan = Plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
-    lines = log_lines(tmp_path)
+    assert load_config(folder / "config.resolved.yaml") == short(f"process.out={folder}")
+    plan = Plan.from_dict(json.loads((folder / "plan.json").read_text()))
+    lines = log_lines(folder)
     assert [line["unit"] for line in lines] == [unit.module for unit in plan.units]
     for line in lines:
         assert line["loss_before"] > 0 and line["seconds"] > 0 and line["peak_memory_mb"] > 0
@@ -63,14 +78,14 @@ def test_a_seeded_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path):
     assert runs[0].outcome == runs[1].outcome
 
 
-def test_the_run_leaves_a_network_that_gives_its_top1_and_names_no_places(tmp_path):
-    config = short("data.calib_from=train")
-    result = run(replace(config, process=replace(config.process, out=str(tmp_path))), tmp_path)
-    found = read(tmp_path / "quantized.safetensors")
+def test_the_run_leaves_a_network_that_gives_its_top1_and_names_no_places(ran):
+    (folder, _), config = ran, short()
+    result = Result.read(folder / "result.json")
+    found = read(folder / "quantized.safetensors")
     assert found.metrics == result.figures() and found.metrics["top1"] == result.outcome["top1"]
-    assert found.config["process"]["out"] is None and str(tmp_path) not in json.dumps(found.config)
+    assert found.config["process"]["out"] is None and str(folder) not in json.dumps(found.config)
     assert config_from_dict(dict(found.config)).quant == config.quant
-    model = qdrop.load(tmp_path / "quantized.safetensors")
+    model = qdrop.load(folder / "quantized.safetensors")
     assert accuracy(model, validation_loader(config.data), torch.device("cpu")) == result.outcome["top1"]
 
 
@@ -123,17 +138,15 @@ def test_a_mistake_is_told_in_words_and_fails(overrides, told, tmp_path, caplog)
     assert not (tmp_path / "result.json").exists()
 
 
-def test_main_runs_and_logs(tmp_path):
-    assert main(["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]) == 0
-    assert "top-1" in (tmp_path / "run.log").read_text()
-    assert json.loads((tmp_path / "result.json").read_text())["model"] == "digits_resnet"
+def test_main_runs_and_logs(ran):
+    folder, _ = ran
+    assert "top-1" in (folder / "run.log").read_text()
+    assert json.loads((folder / "result.json").read_text())["model"] == "digits_resnet"
 
 
-def test_a_run_says_its_method_and_one_line_for_each_unit(tmp_path, caplog):
-    with caplog.at_level("INFO", "qdrop"):
-        run(short(), tmp_path)
-    said = [record.message for record in caplog.records]
-    plan = Plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
+def test_a_run_says_its_method_and_one_line_for_each_unit(ran):
+    folder, said = ran
+    plan = Plan.from_dict(json.loads((folder / "plan.json").read_text()))
     count = len(plan.units)
     assert said[0] == f"W2A4 by QDrop, rates of preset fast: 8 iterations for each of {count} units"
     assert sum("compiled" in line for line in said) == 1

@@ -1,8 +1,8 @@
-import subprocess
-import sys
+from itertools import product
 
 import pytest
 import torch
+from forked import forked
 
 from qdrop.solver.precision import layer_arithmetic
 
@@ -35,17 +35,14 @@ assert state() == before, (before, state())
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older interface only")
-@pytest.mark.parametrize(("tf32", "inside"), [(True, "tf32"), (False, "ieee")])
-@pytest.mark.parametrize(
-    "setting",
-    [
+def test_a_caller_may_have_used_the_newer_interface():
+    """Each in a process of its own: torch keeps what was used."""
+    settings = (
         "backends.fp32_precision = 'tf32'",
         "backends.fp32_precision = 'ieee'",
         "backends.cuda.matmul.fp32_precision = 'tf32'",
         "backends.cudnn.conv.fp32_precision = 'ieee'",
-    ],
-)
-def test_a_caller_may_have_used_the_newer_interface(setting, tf32, inside):
-    """In a process of its own: torch keeps what was used."""
-    code = NEWER.format(setting=setting, tf32=tf32, inside=inside)
-    subprocess.run([sys.executable, "-c", code], check=True)
+    )
+    cases = list(product(settings, ((True, "tf32"), (False, "ieee"))))
+    codes, told = forked([NEWER.format(setting=s, tf32=tf32, inside=inside) for s, (tf32, inside) in cases])
+    assert [case for case, code in zip(cases, codes, strict=True) if code] == [], told
