@@ -17,6 +17,8 @@ Made by `python -m benchmarks.report` from `results/*.json`, which hold every fi
 Each benchmark takes `--quick` (a minute or two, not recorded), `--threads N`, `--json FILE` and `--device cpu|cuda`
 (`inference`: cpu).
 Ratios are of candidates timed in turns within one run. Machines differ and are shared: compare ratios, not seconds.
+A record stands for the revision that it names. Those from before `f6cfbbe` (`git log` has the order; at that commit it
+was all of them) quantized twins of modules, not graphs captured with `torch.export`.
 
 Words used here:
 
@@ -25,9 +27,8 @@ Words used here:
 - *exhaustive*: a range search that tries every candidate on the full tensor; extrapolated from the time of two of them.
 - *work* and *passes*: what moving activations to the units costs, in full-precision passes of all images through the
   network; *quadratic*: running the network from the image again for each unit.
-- *int8*: an exported file in 8-bit types; *int8+add*: the same with `quant.placement=integer`, or, on record
-  here, with what came before it: 8 bits also for the operands of adds;
-  *native*: with true 2- and 4-bit types.
+- *int8*: an exported file in 8-bit types; *int8+add*: the same with `quant.placement=integer`, before `f6cfbbe` with 8
+  bits also for the operands of adds; *native*: with true 2- and 4-bit types.
 - *anonymous*: memory that holds no pages of files, which the system could take back.
 - *asleep*, *spinning*: how threads wait for each other; *busy*: as many other processes as threads take time.
 - *agreement*: share of images for which the quantized network predicts what full precision does. Schedules are named by

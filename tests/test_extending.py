@@ -17,10 +17,11 @@ RECIPES = {
 def followed(tmp_path_factory):
     """Exit codes of each recipe's blocks, with its registration and without; and what was written to stderr."""
     folder, programs = tmp_path_factory.mktemp("recipes"), []
-    for number, (new, use) in enumerate(RECIPES.values()):
-        for part, block in (("new", new), ("use", use)):
-            (folder / f"{part}{number}.py").write_text(block, encoding="utf-8")
-        programs += [f"import new{number}, use{number}", f"import use{number}"]
+    for number, (*new, use) in enumerate(RECIPES.values()):
+        names = [f"new{number}_{part}" for part in range(len(new))]
+        for name, block in zip([*names, f"use{number}"], [*new, use], strict=True):
+            (folder / f"{name}.py").write_text(block, encoding="utf-8")
+        programs += [f"import {', '.join(names)}, use{number}", f"import use{number}"]
     codes, told = forked(programs, folder)
     return dict(zip(RECIPES, zip(codes[::2], codes[1::2], strict=True), strict=True)), told
 

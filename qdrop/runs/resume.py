@@ -22,7 +22,8 @@ from qdrop.errors import QdropError, first_line, shorten
 from qdrop.files import remove_leftovers, write_file
 from qdrop.graph.plan import Plan
 from qdrop.quantization.state import quantizers
-from qdrop.runs.run_folder import IDENTITY, installed_version, revision
+from qdrop.runs.environment import installed_version, revision
+from qdrop.runs.run_folder import IDENTITY
 from qdrop.solver.recon import UnitReport
 from qdrop.sound import flaw
 from qdrop.tasks.task import Images

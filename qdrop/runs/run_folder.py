@@ -4,16 +4,10 @@ import errno
 import json
 import logging
 import math
-import platform
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -26,6 +20,7 @@ from qdrop.files import expanded, remove_leftovers, write_file
 from qdrop.graph.plan import Plan
 from qdrop.models.weights import WeightsInfo, is_remote, resolve_weights
 from qdrop.quantization.spec import Kind
+from qdrop.runs.environment import environment
 from qdrop.runs.result import Result
 
 MODEL = "quantized.safetensors"
@@ -38,11 +33,8 @@ SETTINGS = "config.resolved.yaml"
 """All settings of the run."""
 FILES = (".probe", SETTINGS, "plan.json", "env.json", "log.jsonl", "result.json", MODEL)
 """What a run writes into its folder."""
-LOCK, LOG = ".lock", "run.log"
-"""What lies in it as soon as a run starts."""
 PLACES = (("data", "path"), ("data", "classes"), ("data", "calib_from"), ("model", "path"))
 """Settings that name files and folders of one machine."""
-PACKAGES = ("qdrop", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 log = logging.getLogger("qdrop")
 
@@ -51,7 +43,7 @@ class RunFolder:
     """Writes what a run leaves behind: settings, environment, plan, log of units, result, network.
 
     Args:
-        path: The folder; made if it is not there. No other process runs in it, see :func:`locked`.
+        path: The folder; made if it is not there. No other process runs in it, see :func:`qdrop.runs.scopes.locked`.
 
     Raises:
         OSError: If the folder cannot be written to, at once and not after hours of work.
@@ -82,7 +74,7 @@ class RunFolder:
         save_config(config, self.path / SETTINGS)
         write_file(self.path / "log.jsonl", "")
         self._write("plan.json", plan.to_dict())
-        self._write("env.json", _environment(device, weights))
+        self._write("env.json", environment(device, weights))
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to `log.jsonl`."""
@@ -156,23 +148,6 @@ def _last_name(place: str) -> str:
     return Path(unquote(urlsplit(place).path) if "://" in place else place).name
 
 
-def _environment(device: torch.device, weights: WeightsInfo | None) -> dict[str, Any]:
-    """Versions, device, git revision, arguments, where they were given, and checksum and source of the weights."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {package: installed_version(package) for package in PACKAGES},
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "revision": revision(),
-        "arguments": sys.argv[1:],
-        "directory": str(Path.cwd()),
-        "weights": weights and {"url": weights.url, "sha256": weights.sha256},
-    }
-
-
 def complete(folder: Path, config: Config) -> Result | None:
     """The result of a run of these settings that has ended; None if there is none, or none that can be read.
 
@@ -217,89 +192,3 @@ def _same_run(folder: Path, config: Config, weights: WeightsInfo | None) -> bool
     except (OSError, TypeError, KeyError, ValueError, RecursionError):
         return False
     return what_counts(before) == what_counts(config)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside: no other process runs in this folder, which is made if it is not there.
-
-    The lock ends with the process, however that ends; the file `.lock` stays and means nothing. Where the work fails
-    before anything has begun, a folder made here goes again.
-
-    Raises:
-        OSError: If another process runs in it, or it cannot be written to.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        told = f"{error.strerror}: no run folder can be made there; set process.out to another one"
-        raise OSError(error.errno, told, str(folder)) from error
-    try:
-        with (folder / LOCK).open("a") as file:
-            _lock(file, folder)
-            yield
-    except BaseException:
-        _remove_unused(folder, made)
-        raise
-
-
-def _remove_unused(folder: Path, made: list[Path]) -> None:
-    """Remove a run folder in which nothing has begun, and the other folders made with it, innermost first."""
-    if folder in made and {path.name for path in folder.iterdir()} <= {LOCK, LOG}:
-        for name in (LOCK, LOG):
-            (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # someone else has put something into an outer one
-            for path in made:
-                path.rmdir()
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    """Lock an open file until it is closed. Not by `flock`: workers that outlive a killed run would keep that."""
-    try:
-        import fcntl  # not on every platform
-    except ModuleNotFoundError:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        told = "another run is at work in this folder; wait for its end, or set process.out to another one"
-        raise OSError(errno.EWOULDBLOCK, told, str(folder)) from None
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): see that no second run is started in it", folder, error)
-
-
-@contextmanager
-def logging_to(folder: Path) -> Iterator[None]:
-    """Inside: the package's log also goes to `run.log` in a run folder, which is made if it is not there.
-
-    What is in it stays: whether this run gets far enough to replace the one before is not known yet.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    logger = logging.getLogger("qdrop")
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
-def revision() -> str | None:
-    """Git revision of the package's source, `-dirty` if changed since; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def installed_version(package: str) -> str | None:
-    """Version of an installed package; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

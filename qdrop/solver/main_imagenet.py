@@ -21,7 +21,8 @@ from qdrop.openmp import available_cores, run_program
 from qdrop.quantization.state import quantizing
 from qdrop.runs.result import Result
 from qdrop.runs.resume import FinishedUnits, identity
-from qdrop.runs.run_folder import RESUME, RunFolder, complete, locked, logging_to, portable
+from qdrop.runs.run_folder import RESUME, RunFolder, complete, portable
+from qdrop.runs.scopes import locked, logging_to
 from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.memory import peak_memory_mb
 from qdrop.tasks.task import in_words, make_task

@@ -16,13 +16,14 @@ from qdrop.export import Container
 from qdrop.export.__main__ import write_onnx, write_program
 from qdrop.models.weights import ASSETS, EMBEDDED
 from qdrop.runs.result import Result
-from qdrop.runs.run_folder import complete, locked, portable
+from qdrop.runs.run_folder import complete, portable
+from qdrop.runs.scopes import locked
 from qdrop.solver.main_imagenet import main, run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon=null", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]
-HOLD = "import sys; from qdrop.runs.run_folder import locked\nwith locked({}): print(flush=True); sys.stdin.read()"
+HOLD = "import sys; from qdrop.runs.scopes import locked\nwith locked({}): print(flush=True); sys.stdin.read()"
 
 
 @pytest.fixture(scope="module")
