@@ -27,6 +27,7 @@ QDROP: dict[str, Any] = {
     "recon": {
         "granularity": "block",
         "objective": "squared_error",
+        "correct_statistics": 0,
         "learn_scales": "with_rounding",
         "weight_scale_lr": None,
         "input": "quantized",
@@ -52,6 +53,11 @@ METHODS: dict[str, Method] = {
     "case2": Method("QDrop's case 2, without drop", "Wei et al., ICLR 2022, section 3", {"recon": NEVER}),
     "case3": Method("QDrop's case 3", "Wei et al., ICLR 2022, section 3", {"recon": INPUTS_ONLY}),
     "qdrop": Method("QDrop", "Wei et al., ICLR 2022", {}),
+    "pdquant": Method(
+        "PD-Quant",
+        "Liu et al., CVPR 2023",
+        {"recon": {"objective": "prediction_difference", "correct_statistics": 500}},
+    ),
     "geniem": Method(
         "GENIE-M",
         "Jeon et al., CVPR 2023",

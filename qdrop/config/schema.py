@@ -162,6 +162,9 @@ class ReconConfig:
     input: Literal["quantized", "weights"] = "quantized"
     """What counts as the quantized value at a unit's input while its rounding learns: quantized, that of the quantized
     network; weights, that of the network with quantized weights and activations in full precision."""
+    correct_statistics: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """Iterations for each batch in which a unit's full-precision inputs are moved, before it learns, towards what its
+    batch norms know of all training images (PD-Quant); 0: none."""
     learn_scales: Literal["with_rounding", "after"] = "with_rounding"
     """When activation scales learn: at the same time as the rounding; or after it, without drop, in as many iterations
     again."""

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +12,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from qdrop.graph.ops import constant, operation, row
 from qdrop.graph.passes.constants import add_constant, set_constant
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a product took from the batch norm that was folded into it: `norm` in its node's meta, `[C]` each."""
+
+    gamma: Tensor
+    """Its weight: the standard deviation, but for the sign, that the product's output had in training."""
+    beta: Tensor
+    """Its bias: the mean that the output had."""
+    deviation: Tensor
+    """Standard deviation of what it read in training."""
+
 
 _FOLDABLE = {"conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
@@ -90,6 +104,9 @@ def _fold(graph: fx.GraphModule, product: fx.Node, statistics: list[Any]) -> Non
         shifted = add_constant(graph, path, fused[1])
     shifted.meta["val"] = fused[1]
     product.args = (*product.args[:2], shifted, *product.args[3:])
+    ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
+    norm = Norm(ones if gamma is None else gamma, zeros if beta is None else beta, (var + eps).sqrt())
+    product.meta["norm"] = norm
 
 
 def _scaled_and_shifted(graph: fx.GraphModule, node: fx.Node, source: fx.Node, statistics: list[Any]) -> fx.Node:
