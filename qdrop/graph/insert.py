@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from qdrop.graph.ops import constant, operation, place
+from qdrop.graph.ops import constant, place
 from qdrop.graph.plan import Plan
 from qdrop.quantization.fake_quant import FakeQuantize, build_quantizer
 from qdrop.quantization.spec import Kind, QuantizerSpec
@@ -43,8 +43,8 @@ def _quantize(graph: fx.GraphModule, node: fx.Node, spec: QuantizerSpec) -> None
     with graph.graph.inserting_after(node):
         quantizer = graph.graph.call_module(spec.name, (node,))
     quantizer.meta = {**node.meta, "quantizes": node.name}
-    readers = {user for user in node.users if user is not quantizer and operation(user) != "sym_size"}
-    node.replace_all_uses_with(quantizer, delete_user_cb=readers.__contains__)
+    # Sizes are asked from it too: a unit would give both values else.
+    node.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
 
 
 @dataclass(frozen=True)

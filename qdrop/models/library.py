@@ -42,7 +42,8 @@ def torchvision_network(
     if name not in models.list_models():
         raise unknown(f"torchvision:{name}", [f"torchvision:{known}" for known in models.list_models()])
     if not own_weights:
-        return models.get_model(name, weights=None, **kwargs), None
+        backbone = {"weights_backbone": None} if is_detector(name) else {}  # else it is downloaded, whatever is asked
+        return models.get_model(name, weights=None, **backbone, **kwargs), None
     weights = getattr(models.get_model_weights(name), "DEFAULT", None)
     if weights is None:
         raise _without_weights(f"torchvision:{name}")
@@ -50,6 +51,13 @@ def torchvision_network(
     info = download(weights.url, file, sha256=file.stem.rpartition("-")[2])  # as in resnet18-f37072fd.pth
     read_state_dict(Path(info.path))  # refuses what holds more than tensors, as torchvision itself does not
     return models.get_model(name, weights=weights, **kwargs), info
+
+
+def is_detector(name: str) -> bool:
+    """Whether a network of torchvision finds boxes."""
+    from torchvision import models
+
+    return name in models.list_models(module=models.detection)
 
 
 def timm_network(name: str, kwargs: Mapping[str, Any], own_weights: bool) -> tuple[nn.Module, WeightsInfo | None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qdrop.errors import QdropError
 from qdrop.models.cifar_resnet import cifar_resnet
 from qdrop.models.digits import digits_resnet
-from qdrop.models.library import ModelError, timm_network, torchvision_network, unknown
+from qdrop.models.library import ModelError, is_detector, timm_network, torchvision_network, unknown
 from qdrop.models.mnasnet import mnasnet
 from qdrop.models.mobilenetv2 import mobilenetv2
 from qdrop.models.regnet import regnetx_600m, regnetx_3200m
@@ -65,7 +65,8 @@ def build_model(type: str, kwargs: dict[str, Any] | None = None, path: str | Non
 
     Args:
         type: A built-in name, `torchvision:NAME` or `timm:NAME`.
-        kwargs: Arguments of its builder, such as `num_classes`.
+        kwargs: Arguments of its builder, such as `num_classes`; of a detector of torchvision's also `heads`, see
+            :class:`qdrop.models.detection.library.TorchvisionDetector`, which it is put into.
         path: Its weights: a file, a URL, `auto` (published ones), `embedded` (the digits network's); None:
             random.
 
@@ -85,8 +86,11 @@ def build_model_with_info(
     if library not in libraries:
         raise ModelError(f"model.type = {type}: expected a built-in name, torchvision:NAME or timm:NAME")
     of_library = bool(library) and path == "auto"
+    given = dict(kwargs or {})
+    detects = library == "torchvision" and is_detector(name)
+    heads = bool(given.pop("heads", False)) if detects else False
     try:
-        model, info = libraries[library](name, kwargs or {}, of_library)
+        model, info = libraries[library](name, given, of_library)
     except QdropError:
         raise
     except OSError as error:  # networks of torchvision for detection download a backbone, whatever is asked
@@ -107,6 +111,10 @@ def build_model_with_info(
                 f"{info.path} is a checkpoint of {other}, not of {type}: correct model.path, or set"
                 f" model.type = {other}"
             ) from error
+    if detects:
+        from qdrop.models.detection.library import TorchvisionDetector
+
+        model = TorchvisionDetector(model, heads)
     return model.eval(), info
 
 

@@ -108,3 +108,24 @@ def test_a_pyramid_takes_images_of_any_size():
     for size in (11, 24):
         for ours, theirs in zip(graph(images(3, size=size)), model(images(3, size=size)), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_a_unit_whose_size_is_asked_gives_its_quantized_value_alone():
+    """The finer map of a pyramid says how far the coarser one is enlarged."""
+    from qdrop.graph.insert import quantize_graph
+    from qdrop.graph.split import segments
+
+    class Merged(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fine, self.coarse = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.last = torch.nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            fine, coarse = self.fine(x), self.coarse(x)
+            return self.last(fine + torch.nn.functional.interpolate(coarse, size=fine.shape[-2:]))
+
+    graph, plan = planned(Merged().eval(), bits(4, 4, placement="units"))
+    parts = {part.name: part for part in segments(quantize_graph(graph, plan), plan)}
+    assert [len(parts[name].outputs) for name in ("fine", "coarse", "last")] == [1, 1, 1]
+    assert parts["fine"].outputs[0].startswith("fine_output_quantizer")
