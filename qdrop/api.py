@@ -85,8 +85,9 @@ def quantize(
             Batches may differ in height and width; an iteration then draws one of them as it is.
         config: A `QuantConfig`, or the `quant` section of a config file as a dict. What it leaves out is as
             published: QDrop at W2A4 with 20,000 iterations for each unit, so None and `{}` mean the same, and
-            `{"recon": {"preset": "fast"}}` takes 1,000. `{"recon": None}` learns nothing: round-to-nearest, in
-            seconds. Which of them runs is the first line of the log; what a long run takes is told on the way.
+            `{"recon": {"preset": "fast"}}` takes 1,000. `{"method": "brecq"}` is another method, see docs/methods.md;
+            `{"method": "nearest"}` or `{"recon": None}` learns nothing, in seconds. Which of them runs is the first
+            line of the log; what a long run takes is told on the way.
             What `recon.cache` keeps on disk lies in the temporary folder of the system (`TMPDIR`).
         seed: Seed of the batches and of the drop.
         device: Where to compute; None: where the model's parameters are.

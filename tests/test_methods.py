@@ -72,13 +72,14 @@ def test_the_cases_of_the_paper():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_network_by_each_method(name):
-    """On its grids, with a report for each unit that learned."""
+def test_a_network_by_each_method(name, tmp_path):
+    """On its grids, as a file shows, with a report for each unit that learned."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     settings = {"calibrate": 8, "recon": {"iters": 3, "batch_size": 4, "preset": "fast", "compile": "off"}}
     found, report = qdrop.quantize(model, images(), {"method": name, **settings})
     assert bool(report.units) == (name != "nearest")
-    assert torch.isfinite(found(images())).all()
+    qdrop.save(found, tmp_path / "network.safetensors")
+    assert torch.equal(qdrop.load(tmp_path / "network.safetensors")(images()), found(images()))
     assert title_of(quant(name)) in (METHODS[name].title, "BRECQ")  # which the paper's case 1 is
 
 
