@@ -28,6 +28,8 @@ from qdrop.solver.recon import UnitReport
 
 log = logging.getLogger("qdrop")
 
+DEFAULT: dict[str, Any] = {"method": "qdrop-e2e", "recon": {"preset": "short"}}
+"""Settings of a call without any: the most accurate that minutes can give."""
 WIDE = 1000
 """Columns that no table needs."""
 
@@ -83,11 +85,11 @@ def quantize(
             members are taken as `forward` has parameters without a default, so that of `(images, labels)` it is the
             images, and of a dict those named as parameters. The first `config.calibrate` rows are used.
             Batches may differ in height and width; an iteration then draws one of them as it is.
-        config: A `QuantConfig`, or the `quant` section of a config file as a dict. What it leaves out is as
-            published: QDrop at W2A4 with 20,000 iterations for each unit, so None and `{}` mean the same, and
-            `{"recon": {"preset": "fast"}}` takes 1,000. `{"method": "brecq"}` is another method, see docs/methods.md;
-            `{"method": "nearest"}` or `{"recon": None}` learns nothing, in seconds. Which of them runs is the first
-            line of the log; what a long run takes is told on the way.
+        config: A `QuantConfig`, or the `quant` section of a config file as a dict; None is :data:`DEFAULT`, W2A4 by
+            QDrop and a stage over the whole network, in minutes. What a dict leaves out is as published, QDrop with
+            20,000 iterations for each unit: `{"recon": {"preset": "fast"}}` takes 1,000, `{"method": "brecq"}` is
+            another method, see docs/methods.md; `{"method": "nearest"}` or `{"recon": None}` learns nothing, in
+            seconds. Which of them runs is the first line of the log; what a long run takes is told on the way.
             What `recon.cache` keeps on disk lies in the temporary folder of the system (`TMPDIR`).
         seed: Seed of the batches and of the drop.
         device: Where to compute; None: where the model's parameters are.
@@ -149,7 +151,7 @@ def _capture(model: nn.Module, inputs: Calibration) -> fx.GraphModule:
 
 def _config(config: QuantConfig | dict[str, Any] | None) -> QuantConfig:
     if config is None:
-        return QuantConfig()
+        return config_from_dict({"quant": DEFAULT}).quant
     if isinstance(config, QuantConfig):
         return config
     if not isinstance(config, Mapping):

@@ -23,6 +23,7 @@ class Method:
 
 
 QDROP: dict[str, Any] = {
+    "a_qconfig": {"observer": "MSEObserver"},
     "w_qconfig": {"quantizer": "AdaRoundFakeQuantize"},
     "recon": {
         "granularity": "block",
@@ -67,6 +68,11 @@ METHODS: dict[str, Method] = {
     "flexround": Method(
         "FlexRound with QDrop", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}
     ),
+    "qdrop-e2e": Method(
+        "QDrop, then end to end",
+        "this project, docs/how_it_works.md",
+        {"a_qconfig": {"observer": "ClippingObserver"}, "network": {}},
+    ),
 }
 """The table."""
 
@@ -78,7 +84,12 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def title_of(quant: Any) -> str:
     """What the settings of a section `quant` are called: the first method they are those of."""
-    found = (method.title for name, method in METHODS.items() if _follows(quant, settings_of(name)))
+    without = {"a_qconfig"} if quant.a_qconfig is None else set[str]()  # weights alone, by any method
+    found = (
+        method.title
+        for name, method in METHODS.items()
+        if _follows(quant, {key: value for key, value in settings_of(name).items() if key not in without})
+    )
     return next(found, "a method of its own")
 
 

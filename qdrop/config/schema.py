@@ -122,6 +122,7 @@ class CacheConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"iters": 20000, "round_lr": 1e-3, "scale_lr": 4e-5},
     "fast": {"iters": 1000, "round_lr": 3e-2, "scale_lr": 4e-5},
+    "short": {"iters": 400, "round_lr": 3e-2, "scale_lr": 4e-5},
 }
 """Schedules of reconstruction, compared by benchmarks/iterations.py. In a file or on the command line
 `quant.recon.preset` names one; in Python it is `ReconConfig(**PRESETS["fast"])`."""
@@ -202,7 +203,7 @@ class ReconConfig:
 class NetworkConfig:
     """Learning over the whole network, after its units."""
 
-    iters: Count = 400
+    iters: Count = 800
     """Iterations."""
     batch_size: Batch = 32
     """Calibration images in one iteration, drawn with replacement."""

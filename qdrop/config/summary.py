@@ -15,12 +15,17 @@ def summary(quant: QuantConfig, units: int) -> str:
     if quant.recon is None:
         return f"{bits} by rounding to the nearest: nothing is learned, as recon is null"
     learned = f"{title_of(quant)}, {_preset(quant.recon)}"
-    return f"{bits} by {learned}: {quant.recon.iters:,} iterations for each of {units} units"
+    then = f", then {quant.network.iters:,} over the whole network" if quant.network else ""
+    return f"{bits} by {learned}: {quant.recon.iters:,} iterations for each of {units} units{then}"
 
 
 def _preset(recon: ReconConfig) -> str:
     """The preset that a reconstruction follows: all of it, its rates alone, or none."""
-    for name, preset in PRESETS.items():
-        if all(getattr(recon, key) == value for key, value in preset.items() if key != "iters"):
-            return f"preset {name}" if recon.iters == preset["iters"] else f"rates of preset {name}"
+    followed = {name: [key for key in p if getattr(recon, key) != p[key]] for name, p in PRESETS.items()}
+    for name, differing in followed.items():
+        if not differing:
+            return f"preset {name}"
+    for name, differing in followed.items():
+        if differing == ["iters"]:
+            return f"rates of preset {name}"
     return "rates of its own"

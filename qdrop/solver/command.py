@@ -50,12 +50,8 @@ class _Parser(argparse.ArgumentParser):
         return f"{super().format_help()}\n{title}\n\n{settings_help(width)}\n{presets_help()}\n"
 
 
-def parse_args(
-    argv: Sequence[str] | None = None,
-    prog: str = "python -m qdrop.solver.main_imagenet",
-    description: str = "Quantize a vision network after training.",
-) -> tuple[Config, Path]:
-    """The settings a command line asks for, and the file it names; `argv` None: that of this process."""
+def run_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The arguments of whatever starts runs: a config file, and settings in the place of the file's."""
     parser = _Parser(prog=prog, description=description)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument(
@@ -64,7 +60,12 @@ def parse_args(
         metavar="key=value",
         help="settings that replace the file's: quant.recon.iters=100",
     )
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None, prog: str) -> tuple[Config, Path]:
+    """The settings of a run that a command line asks for, and the file it names; `argv` None: that of this process."""
+    args = run_parser(prog, "Quantize a trained network.").parse_intermixed_args(argv)
     return load_config(args.config, args.overrides), args.config
 
 

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from qdrop.config import ConfigError, load_config
-from qdrop.solver.compare import METHODS, SETTINGS, compare, draw, main, table
+from qdrop.config import load_config
+from qdrop.solver.compare import DEFAULT, SETTINGS, compare, draw, main, table
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=2", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]
-SETTINGS_OF_RUNS = [*SHORT, "quant.recon.input_prob=0.7", "quant.recon.precision=tf32"]
+SETTINGS_OF_RUNS = [*SHORT, "quant.network.iters=3", "quant.recon.warm_up=0.3", "quant.recon.precision=tf32"]
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,17 @@ def test_rows_table_and_picture(compared):
     assert len(list(folder.glob("*/result.json"))) == 2 * len(SETTINGS)
 
 
-def test_runs_differ_in_bits_and_drop_alone(compared, tmp_path):
+def test_runs_differ_in_bits_and_method_alone(compared, tmp_path):
     folder, _, _ = compared
-    rows = compare(load_config(CONFIG, SETTINGS_OF_RUNS), folder)  # they are complete: it only tells them
+    rows = compare(CONFIG, SETTINGS_OF_RUNS, DEFAULT, folder)  # they are complete: it only tells them
     assert [row.name for row in rows] == ["W4A4", "W3A3", "W2A4", "W2A2"]
     for row in rows:
-        assert len(row.top1) == len(METHODS)
-        names = [f"{row.name.lower()}-{method}" for method in ("no-drop", "qdrop")]
-        without, drop = (load_config(folder / name / "config.resolved.yaml").quant.recon for name in names)
-        assert (without.drop_prob, without.input_prob) == (1.0, None)
-        assert (drop.drop_prob, drop.input_prob) == (0.5, 0.7)
-    console = Console(record=True, width=100)
+        assert list(row.figures)[2:] == ["QDrop", "QDrop, then end to end"]
+        names = [f"{row.name.lower()}-{method}" for method in DEFAULT]
+        units, ours = (load_config(folder / name / "config.resolved.yaml").quant for name in names)
+        assert (units.network, units.recon.warm_up) == (None, 0.3)
+        assert (ours.network.iters, ours.recon) == (3, units.recon)
+    console = Console(record=True, width=120)
     console.print(table(rows, "title"))
     text = console.export_text()
     assert all(name in text for name in ("W2A2", "round-to-nearest", "QDrop"))
@@ -83,6 +83,7 @@ def table_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("│ W")]
 
 
-def test_needs_a_reconstruction(tmp_path):
-    with pytest.raises(ConfigError, match=r"quant\.recon"):
-        compare(load_config(CONFIG, ["quant.recon=null"]), tmp_path)
+def test_a_method_that_there_is_not(capsys):
+    with pytest.raises(SystemExit):
+        main(["--methods", "qdrap", "--config", str(CONFIG)])
+    assert "invalid choice: 'qdrap'" in capsys.readouterr().err
