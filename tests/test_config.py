@@ -417,7 +417,7 @@ def test_what_is_set_beside_a_preset_takes_precedence(write):
 
 def test_unknown_preset(write):
     (problem,) = problems(write("quant: {recon: {preset: fastest}}"))
-    assert problem == "c.yaml:1: quant.recon.preset = fastest: expected published | fast"
+    assert problem == "c.yaml:1: quant.recon.preset = fastest: expected published | fast | short"
 
 
 def test_a_preset_replaces_what_the_files_below_set(write):

@@ -82,19 +82,20 @@ def settings_of(name: str) -> dict[str, Any]:
     return merge(QDROP, METHODS[name].settings)
 
 
+def method_of(quant: Any) -> str | None:
+    """The first method that settings of the section `quant` are of, whatever finds the ranges; None: there is none."""
+    learned = {name: {k: v for k, v in settings_of(name).items() if k != "a_qconfig"} for name in METHODS}
+    return next((name for name, settings in learned.items() if _follows(quant, settings)), None)
+
+
 def title_of(quant: Any) -> str:
-    """What the settings of a section `quant` are called: the first method they are those of."""
-    without = {"a_qconfig"} if quant.a_qconfig is None else set[str]()  # weights alone, by any method
-    found = (
-        method.title
-        for name, method in METHODS.items()
-        if _follows(quant, {key: value for key, value in settings_of(name).items() if key not in without})
-    )
-    return next(found, "a method of its own")
+    """What the method of the settings of a section `quant` is called."""
+    name = method_of(quant)
+    return "a method of its own" if name is None else METHODS[name].title
 
 
 def _follows(section: Any, settings: dict[str, Any]) -> bool:
-    """Whether a section has all of these."""
+    """Whether a section has all of these; of none at all, whether it is there."""
     return section is not None and all(
         _follows(getattr(section, key), value) if isinstance(value, dict) else getattr(section, key) == value
         for key, value in settings.items()

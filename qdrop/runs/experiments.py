@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdrop.config import HOW, Config, config_to_dict, load_config
+from qdrop.config import HOW, Config, config_from_dict, config_to_dict, load_config
+from qdrop.config.methods import method_of
 from qdrop.files import write_file
 from qdrop.runs.page import page
 from qdrop.runs.report import TABLE
@@ -102,7 +103,11 @@ def command(row: Row, experiment: Experiment) -> str:
     words = ["qdrop", "quantize", "--config", experiment.path]
     words += ["data.path=..."] if config.data.path else []
     words += ["model.path=..."] if config.model.path not in ("auto", "embedded") else []
-    return " ".join([*words, *changes(experiment.config, config), f"process.seed={row.result.seed}"])
+    base, method = experiment.config, method_of(config.quant)
+    if method is not None and method != method_of(base.quant):
+        words.append(f"quant.method={method}")
+        base = config_from_dict(config_to_dict(base), words[-1:])
+    return " ".join([*words, *changes(base, config), f"process.seed={row.result.seed}"])
 
 
 def changes(before: Config, after: Config) -> list[str]:

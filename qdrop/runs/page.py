@@ -111,9 +111,10 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def settings(row: Row) -> tuple[str, ...]:
-    """What the command of a run sets beside its experiment, but for seed, data and weights."""
+    """What the command of a run sets beside its experiment and its method, but for seed, data and weights."""
     words = shlex.split(row.command)[4:]  # qdrop quantize --config FILE
-    return tuple(word for word in words if not word.endswith("=...") and not word.startswith("process.seed="))
+    apart = ("process.seed=", "quant.method=")
+    return tuple(word for word in words if not word.endswith("=...") and not word.startswith(apart))
 
 
 def _published(published: dict[str, dict[str, Any]]) -> Iterator[str]:

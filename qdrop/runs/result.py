@@ -47,6 +47,8 @@ class Result:
     """Wall time of reconstruction; of an interrupted run, with that of the units finished before."""
     peak_memory_mb: float
     """Most memory held."""
+    network_iters: int = 0
+    """Iterations over the whole network, after the units; 0: none, as in files of versions that had no such stage."""
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class Result:
             seconds_calibrate=seconds_calibrate,
             seconds_reconstruct=seconds_reconstruct,
             peak_memory_mb=peak_memory_mb,
+            network_iters=quant.network.iters if quant.network else 0,
         )
 
     @classmethod
@@ -137,7 +140,8 @@ class Result:
         """In a word or two, as far as drop and iterations tell."""
         if not self.iters:
             return "round-to-nearest"
-        return {0.5: "QDrop", 1.0: "no drop"}.get(self.drop_prob or 0.0, f"drop_prob {self.drop_prob}")
+        units = {0.5: "QDrop", 1.0: "no drop"}.get(self.drop_prob or 0.0, f"drop_prob {self.drop_prob}")
+        return f"{units}, then end to end" if self.network_iters else units
 
     def figures(self) -> dict[str, Any]:
         """All but what it cost: the same for every run of the same settings."""
