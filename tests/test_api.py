@@ -109,16 +109,21 @@ def test_without_recon_it_rounds_to_nearest(model, images):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        (None, "W2A4 by QDrop, preset published: 20,000 iterations for each of 3 units"),
+        (
+            None,
+            "W2A4 by QDrop, then end to end, preset short: 400 iterations for each of 3 units, then 800 over the whole"
+            " network",
+        ),
         ({}, "W2A4 by QDrop, preset published: 20,000 iterations for each of 3 units"),
         ({"w_qconfig": {"bit": 3}}, "W3A4 by QDrop, preset published: 20,000 iterations for each of 3 units"),
         ({"recon": None}, "W2A4 by rounding to the nearest: nothing is learned, as recon is null"),
     ],
 )
-def test_the_log_says_first_which_method_runs_and_what_is_left_out_is_as_published(
+def test_the_log_says_first_which_method_runs_and_what_a_config_leaves_out_is_as_published(
     config, line, model, images, monkeypatch, caplog
 ):
     monkeypatch.setattr("qdrop.solver.recon.reconstruct", lambda *args: iter(()))
+    monkeypatch.setattr("qdrop.pipeline.learn_network", lambda *args: None)
     with caplog.at_level("INFO", "qdrop"):
         qdrop.quantize(model, images, config)
     assert next(record.message for record in caplog.records if record.levelname == "INFO") == line

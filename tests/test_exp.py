@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from qdrop.config import load_config
+from qdrop.config.methods import method_of
 from qdrop.graph.capture import capture
 from qdrop.graph.plan import make_plan
 from qdrop.models import build_model
@@ -58,7 +59,8 @@ def test_imagenet_configs(bits, arch):
 def test_cifar10_configs(bits, arch):
     config = load_config(EXP / "cifar10" / arch / bits / "config.yaml")
     assert (config.quant.w_qconfig.bit, config.quant.a_qconfig.bit) == BITS[bits]
-    assert (config.model.type, config.quant.recon.weight, config.quant.recon.iters) == (arch, 0.01, 1000)
+    assert (config.model.type, config.quant.recon.weight, config.quant.recon.iters) == (arch, 0.01, 400)
+    assert method_of(config.quant) == "qdrop-e2e" and config.quant.network.iters == 800
     data = config.data
     assert (data.type, data.input_size, data.test_resize, data.augment) == ("cifar10", 32, 32, False)
 

@@ -256,12 +256,13 @@ def test_every_network_of_the_paper_is_an_experiment_at_all_its_bits():
     assert {
         (model, kind, w, a)
         for kind, models in published.items()
-        for model in models
+        for model, figures in models.items()
         if model != "source"
         for w, a in ((4, 4), (3, 3), (2, 4), (2, 2))
+        if f"w{w}a{a}" in figures
     } <= found
 
 
 def test_settings_of_a_row_are_those_beside_seed_and_places():
     row = next(row for row in ROWS if row.run == "resnet20-w2a4-fast-nodrop-seed1")
-    assert settings(row) == ("quant.recon.drop_prob=1.0",)
+    assert settings(row) == ("quant.recon.iters=1000",) and "quant.method=case2" in row.command
