@@ -123,7 +123,12 @@ def _changes(key: str, before: Any, after: Any) -> Iterator[str]:
             inner = f".{name}" if name.isidentifier() else f"[{name}]"  # a pattern of names has dots of its own
             yield from _changes(f"{key}{inner}".lstrip("."), before[name], after[name])
     elif after != before:
-        yield shlex.quote(f"{key}={json.dumps(after)}")
+        yield shlex.quote(f"{key}={json.dumps(_without_defaults(after))}")
+
+
+def _without_defaults(value: Any) -> Any:
+    """A value as it may be written: in a mapping, as of bits by patterns of names, null is what is left out."""
+    return {k: _without_defaults(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.runs.experiments") -> int:
