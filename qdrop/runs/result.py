@@ -141,7 +141,7 @@ class Result:
         if not self.iters:
             return "round-to-nearest"
         units = {0.5: "QDrop", 1.0: "no drop"}.get(self.drop_prob or 0.0, f"drop_prob {self.drop_prob}")
-        return f"{units}, then end to end" if self.network_iters else units
+        return f"{units} e2e" if self.network_iters else units
 
     def figures(self) -> dict[str, Any]:
         """All but what it cost: the same for every run of the same settings."""
