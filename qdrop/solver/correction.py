@@ -9,13 +9,16 @@ where x0 are the inputs as they were. The unit then learns on x, towards what it
 norms are folded by now: of a product's output y they would have read `mu + (y - beta) * sigma / gamma`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from qdrop.graph.passes.norms import Norm
+from qdrop.quantization.state import quantizing
+from qdrop.solver.activations.cache import Pair, Value
 from qdrop.solver.adam import FusedAdam
 from qdrop.solver.objectives.squared_error import reconstruction_loss
 
@@ -25,6 +28,30 @@ RATE = 1e-3
 """Learning rate of the inputs (Adam)."""
 SMALLEST = 1e-6
 """Of a variance, for a root that can be differentiated, and of a gamma that something is divided by."""
+
+
+def corrected(
+    unit: fx.GraphModule,
+    inputs: Sequence[Pair],
+    targets: Sequence[Value],
+    iters: int,
+    run: Callable[[nn.Module, Sequence[Value]], tuple[Value, ...]],
+) -> tuple[Sequence[Pair], Sequence[Value]]:
+    """What a unit learns on: its inputs and targets, as they are without norms or iterations, else corrected.
+
+    Args:
+        unit: The unit.
+        inputs: Its inputs for all calibration images `[N, ...]`, in both networks; those of the quantized one stay.
+        targets: Its full-precision outputs `[N, ...]`.
+        iters: Iterations for each batch.
+        run: Runs a module on rows of values, all of them in batches.
+    """
+    if iters == 0 or not has_norms(unit):
+        return inputs, targets
+    with quantizing(unit, weights=False, activations=False):
+        found = run(Corrected(unit, iters), [pair.full for pair in inputs])
+    full = found[: len(inputs)]
+    return [replace(pair, full=value) for pair, value in zip(inputs, full, strict=True)], found[len(inputs) :]
 
 
 class Corrected(nn.Module):

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from qdrop.registry import OBJECTIVES
 from qdrop.solver.activations.cache import ActivationCache, Pair, Separate, Value, pieces, run_all
 from qdrop.solver.activations.storage import CacheError, Storage
 from qdrop.solver.compiler import Compiler
-from qdrop.solver.correction import Corrected, has_norms
+from qdrop.solver.correction import corrected
 from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.solver.objectives import Objective
 from qdrop.solver.objectives.squared_error import reconstruction_loss
@@ -152,7 +152,7 @@ class _Walk:
             inputs = [cache[name] for name in part.inputs]
             with quantizing(part.module):
                 before = self.distance(part.module, [pair.quantized for pair in inputs], full)
-            flipped = self.learn(index, *self.corrected(part, inputs, full), cache)
+            flipped = self.learn(index, inputs, full, cache)
             del inputs  # the cache alone decides how long they are kept
         cache.forget_full(index)
         with quantizing(part.module):
@@ -169,17 +169,6 @@ class _Walk:
         if finished is not None:
             finished.keep(part.module, report)
         return report
-
-    def corrected(
-        self, part: Segment, inputs: Sequence[Pair], targets: tuple[Value, ...]
-    ) -> tuple[Sequence[Pair], tuple[Value, ...]]:
-        """A unit's inputs and targets to learn on: as they are, or corrected, see :mod:`qdrop.solver.correction`."""
-        if self.config.correct_statistics == 0 or not has_norms(part.module):
-            return inputs, targets
-        with quantizing(part.module, weights=False, activations=False):
-            found = self.run(Corrected(part.module, self.config.correct_statistics), [pair.full for pair in inputs])
-        full, targets = found[: len(inputs)], found[len(inputs) :]
-        return [replace(pair, full=value) for pair, value in zip(inputs, full, strict=True)], targets
 
     def run(self, module: nn.Module, inputs: Sequence[Value]) -> tuple[Value, ...]:
         """What a module gives for all images, with its quantizers as they are."""
@@ -218,6 +207,7 @@ class _Walk:
         start = {key: value.clone() for key, value in part.module.state_dict().items()}
         objective: Objective = OBJECTIVES[self.config.objective]()
         beside = objective.prepare(self.around(index, inputs, targets, cache))
+        inputs, targets = corrected(part.module, inputs, targets, self.config.correct_statistics, self.run)
 
         def attempt() -> float:
             part.module.load_state_dict(start)

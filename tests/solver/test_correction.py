@@ -8,7 +8,8 @@ from torch import nn
 from qdrop.graph.capture import capture
 from qdrop.graph.passes.norms import Norm
 from qdrop.graph.split import segments
-from qdrop.solver.correction import Corrected, has_norms, mismatch, mismatch_of
+from qdrop.solver.activations.cache import Pair
+from qdrop.solver.correction import Corrected, corrected, has_norms, mismatch, mismatch_of
 
 
 def test_mismatch_of_one_channel():
@@ -40,3 +41,13 @@ def test_correction_brings_statistics_nearer_and_inputs_stay_near():
     assert 0 < (moved - x).abs().max() < 0.05
     assert mismatch(part.module, [moved]) < mismatch(part.module, [x])
     assert torch.equal(out, part.module(moved)[0])
+
+
+def test_a_unit_learns_on_corrected_inputs_and_quantized_ones_stay():
+    part = next(p for p in segments(*quantized(network("residual"))) if p.name == "body.0")
+    x = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0)).relu()
+    pairs, targets = [Pair(x, x * 1.01)], part.module(x)
+    assert corrected(part.module, pairs, targets, 0, None) == (pairs, targets)
+    (pair,), (target,) = corrected(part.module, pairs, targets, 3, lambda module, values: module(*values))
+    assert pair.quantized is pairs[0].quantized and not torch.equal(pair.full, x)
+    assert torch.equal(target, part.module(pair.full)[0])
