@@ -261,6 +261,8 @@ def test_every_network_of_the_paper_is_an_experiment_at_all_its_bits():
         for w, a in ((4, 4), (3, 3), (2, 4), (2, 2))
         if f"w{w}a{a}" in figures
     } <= found
+    for model in published["imagenet"].keys() - {"source"}:
+        assert published["imagenet"][model].keys() >= {"w4a4", "w3a3", "w2a4", "w2a2"}
 
 
 def test_settings_of_a_row_are_those_beside_seed_and_places():
