@@ -30,7 +30,7 @@ use_python() {
     stamp=$env/.qdrop-$(cat "$root/requirements.txt" "$requirements" | cksum | cut -d' ' -f1)
     if [ ! -e "$stamp" ]; then
         echo "Installing the pinned requirements into $env; torch is large, this takes a few minutes." >&2
-        { "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" &&
+        { "$python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$requirements" &&
             "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"; } || {
             echo "The requirements could not be installed, see above; QDROP_PYTHON=... uses an interpreter that has them." >&2
             return 1

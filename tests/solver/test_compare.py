@@ -1,6 +1,8 @@
 """The comparison job: a row per setting, a table, a picture."""
 
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ SETTINGS_OF_RUNS = [*SHORT, "quant.network.iters=3", "quant.recon.warm_up=0.3", 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A folder after the command, and whether its runs computed in tf32: as a whole, and in their iterations."""
+    """A folder after the command, whether its runs computed in tf32, as a whole and in their iterations, its table."""
     folder, entered, stepped = tmp_path_factory.mktemp("compared"), [], []
 
     def noting(seen):
@@ -31,19 +33,20 @@ def compared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qdrop.pipeline.layer_arithmetic", noting(entered))
         patch.setattr("qdrop.solver.recon.layer_arithmetic", noting(stepped))
-        assert main(["--config", str(CONFIG), *SETTINGS_OF_RUNS, f"process.out={folder}"]) == 0
-    return folder, entered, stepped
+        with redirect_stdout(StringIO()) as text:
+            assert main(["--config", str(CONFIG), *SETTINGS_OF_RUNS, f"process.out={folder}"]) == 0
+    return folder, entered, stepped, table_in(text.getvalue())
 
 
 def test_rows_table_and_picture(compared):
-    folder, _, _ = compared
+    folder, *_ = compared
     with Image.open(folder / "comparison.png") as picture:
         assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
     assert len(list(folder.glob("*/result.json"))) == 2 * len(SETTINGS)
 
 
 def test_runs_differ_in_bits_and_method_alone(compared, tmp_path):
-    folder, _, _ = compared
+    folder, *_ = compared
     rows = compare(CONFIG, SETTINGS_OF_RUNS, DEFAULT, folder)  # they are complete: it only tells them
     assert [row.name for row in rows] == ["W4A4", "W3A3", "W2A4", "W2A2"]
     for row in rows:
@@ -61,22 +64,22 @@ def test_runs_differ_in_bits_and_method_alone(compared, tmp_path):
 
 
 def test_each_run_is_as_the_main_job_would_do_it(compared):
-    folder, entered, stepped = compared
+    folder, entered, stepped, _ = compared
     runs = 2 * len(SETTINGS)
     assert entered == runs * [False] and stepped and all(stepped)
     logs = [file.read_text() for file in folder.glob("*/run.log")]
     assert len(logs) == runs and all(log.count("; results in ") == 1 for log in logs)
 
 
-def test_again_it_tells_the_same_at_once(tmp_path, monkeypatch, capsys):
-    command = ["--config", str(CONFIG), *SHORT, f"process.out={tmp_path}"]
-    assert main(command) == 0
-    shown = table_in(capsys.readouterr().out)
-    (tmp_path / "comparison.png").unlink()
+def test_again_it_tells_the_same_at_once(compared, tmp_path, monkeypatch, capsys):
+    folder, *_, shown = compared
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (again / "comparison.png").unlink()
     monkeypatch.setattr("qdrop.pipeline.reconstruct", None)
-    assert main(command) == 0
+    assert main(["--config", str(CONFIG), *SETTINGS_OF_RUNS, f"process.out={again}"]) == 0
     assert shown == table_in(capsys.readouterr().out) and len(shown) == len(SETTINGS)
-    assert (tmp_path / "comparison.png").is_file()
+    assert (again / "comparison.png").is_file()
 
 
 def table_in(text: str) -> list[str]:
