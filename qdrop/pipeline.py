@@ -161,7 +161,7 @@ def learn_network(
     Args:
         network: A network on `device` whose units are learned, changed in place.
         inputs: Its arguments for all calibration images.
-        quant: Without `network` nothing is done.
+        quant: Without `network`, or without `recon`, nothing is done.
         seed: Seed of the batches and of how images are varied.
         device: Where to compute.
 
@@ -171,7 +171,7 @@ def learn_network(
     Raises:
         ReconstructionError: If a loss is not finite.
     """
-    if quant.network is None:
+    if quant.recon is None or quant.network is None:
         return None
     iters = quant.network.iters
     assert isinstance(inputs, dict)  # images of several sizes were refused at the start

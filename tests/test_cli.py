@@ -28,7 +28,13 @@ onnx = pytest.importorskip("onnx")
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
-SHORT = ["quant.recon.iters=4", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=200"]
+SHORT = [
+    "quant.recon.iters=4",
+    "quant.calibrate=64",
+    "quant.calibrate_range=64",
+    "data.val_limit=200",
+    "quant.network.iters=2",
+]
 
 
 @pytest.fixture(scope="module")

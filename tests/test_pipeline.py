@@ -11,7 +11,13 @@ from qdrop.solver.imagenet_util import calibration_images
 from qdrop.solver.main_imagenet import run
 
 CONFIG = Path(__file__).parents[1] / "exp" / "quickstart" / "config.yaml"
-SHORT = ["quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50", "quant.recon.iters=6"]
+SHORT = [
+    "quant.calibrate=64",
+    "quant.calibrate_range=64",
+    "data.val_limit=50",
+    "quant.recon.iters=6",
+    "quant.network.iters=2",
+]
 
 
 def tensors(file: Path) -> dict[str, tuple[str, bytes]]:

@@ -251,7 +251,8 @@ class QuantConfig:
     .weight_quantizer and .output_quantizer. A star also matches dots, the name of a module covers all inside, and of
     several patterns that match the last counts."""
     recon: ReconConfig | None = field(default_factory=ReconConfig)
-    """Reconstruction, by default as published; null: none, weights are rounded to the nearest."""
+    """Reconstruction, by default as published; null: nothing is learned, weights are rounded to the
+    nearest."""
     network: NetworkConfig | None = None
     """Learning over the whole network, after its units, which is not of the paper; null: none."""
 

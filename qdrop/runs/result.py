@@ -82,7 +82,7 @@ class Result:
             seconds_calibrate=seconds_calibrate,
             seconds_reconstruct=seconds_reconstruct,
             peak_memory_mb=peak_memory_mb,
-            network_iters=quant.network.iters if quant.network else 0,
+            network_iters=quant.network.iters if recon and quant.network else 0,
         )
 
     @classmethod

@@ -63,7 +63,9 @@ def run_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: Sequence[str] | None, prog: str) -> tuple[Config, Path]:
+def parse_args(
+    argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.main_imagenet"
+) -> tuple[Config, Path]:
     """The settings of a run that a command line asks for, and the file it names; `argv` None: that of this process."""
     args = run_parser(prog, "Quantize a trained network.").parse_intermixed_args(argv)
     return load_config(args.config, args.overrides), args.config

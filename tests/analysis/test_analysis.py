@@ -14,7 +14,13 @@ from qdrop.pipeline import freeze
 from qdrop.solver.main_imagenet import run
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
-SHORT = ["quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50", "quant.recon.iters=2"]
+SHORT = [
+    "quant.calibrate=64",
+    "quant.calibrate_range=64",
+    "data.val_limit=50",
+    "quant.recon.iters=2",
+    "quant.network.iters=2",
+]
 
 
 def rows(file):

@@ -28,7 +28,13 @@ from qdrop.solver.unit import reconstruct_unit
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "exp" / "quickstart" / "config.yaml"
-SHORT = ["quant.recon.iters=30", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
+SHORT = [
+    "quant.recon.iters=30",
+    "quant.calibrate=64",
+    "quant.calibrate_range=64",
+    "data.val_limit=100",
+    "quant.network.iters=2",
+]
 CPU = torch.device("cpu")
 RECON = ReconConfig(batch_size=4, iters=12, round_lr=0.05)
 

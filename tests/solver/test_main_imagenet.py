@@ -21,7 +21,13 @@ from qdrop.solver.main_imagenet import main, run
 from qdrop.tasks.classification.accuracy import accuracy
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
-SHORT = ["quant.recon.iters=8", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=100"]
+SHORT = [
+    "quant.recon.iters=8",
+    "quant.calibrate=64",
+    "quant.calibrate_range=64",
+    "data.val_limit=100",
+    "quant.network.iters=2",
+]
 
 
 def short(*overrides: str) -> Config:
@@ -148,7 +154,10 @@ def test_a_run_says_its_method_and_one_line_for_each_unit(ran):
     folder, said = ran
     plan = Plan.from_dict(json.loads((folder / "plan.json").read_text()))
     count = len(plan.units)
-    assert said[0] == f"W2A4 by QDrop, rates of preset fast: 8 iterations for each of {count} units"
+    assert said[0] == (
+        f"W2A4 by QDrop, then end to end, rates of preset fast: 8 iterations for each of {count} units, then 2 over the"
+        " whole network"
+    )
     assert sum("compiled" in line for line in said) == 1
     for number, unit in enumerate(plan.units, start=1):
         (line,) = [line for line in said if unit.module in line]
