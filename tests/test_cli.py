@@ -33,7 +33,7 @@ SHORT = [
     "quant.calibrate=64",
     "quant.calibrate_range=64",
     "data.val_limit=200",
-    "quant.network.iters=2",
+    "quant.method=qdrop",
 ]
 
 

@@ -19,7 +19,7 @@ from qdrop.tasks.task import WORDS
 
 TABLE = "results.jsonl"
 """The table in a folder of experiments."""
-WIDE = 200
+WIDE = 1000
 """Columns where the output is no terminal."""
 
 
