@@ -12,9 +12,11 @@ weight's filter, so that a size of 0.1 means the same for every network.
 import argparse
 import csv
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -162,7 +164,9 @@ def load(folder: Path, overrides: Sequence[str], count: int) -> tuple[fx.GraphMo
     network = checkpoint.load(folder / "quantized.safetensors")
     reference = build_model(config.model.type, config.model.kwargs, config.model.path).eval()
     seen = calibration_images(config.data, min(count, config.quant.calibrate), config.process.seed)
-    test = torch.cat([images for images, _ in validation_loader(config.data)])[:count]
+    loader = validation_loader(config.data)
+    batches = islice(loader, math.ceil(count / config.data.batch_size))  # not all of a large data set
+    test = torch.cat([images for images, _ in batches])[:count]
     with torch.no_grad():
         targets = [torch.cat([reference(batch) for batch in images.split(256)]) for images in (seen, test)]
     return network, {"calibration": (seen, targets[0]), "test": (test, targets[1])}

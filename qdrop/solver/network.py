@@ -104,9 +104,10 @@ def learn_network(
         for learner in learners:
             learner.optimizer.step(list(islice(found, len(learner.optimizer))), learner.rate(iteration))
 
-    after = over_all(distance, values(learned), inputs, config.batch_size, device)
+    outcome = values(learned)
+    after = over_all(distance, outcome, inputs, config.batch_size, device)
     if after < before:
-        settle(network, values(learned))
+        settle(network, outcome)
     else:
         log.warning(
             "%s: learning did not help, and is undone: loss %.5g -> %.5g; try lower quant.network.scale_rate and"
