@@ -37,6 +37,8 @@ CLOSE = 0.02
 """How much smaller than the reference's a cosine may be."""
 SAME = 0.02
 """Largest difference of ONNX Runtime, relative to the largest output: a few values that round the other way."""
+TOUCHY = 1.5
+"""Or as many times what PyTorch differs from itself by."""
 
 
 def run(names: Sequence[str]) -> Iterator[Case]:
@@ -67,9 +69,17 @@ def failures(case: Case) -> list[str]:
         found.append(f"not loaded: {case.loaded}")
     if case.onnx:
         found.append(f"no ONNX: {case.onnx}")
-    elif case.onnx_difference > SAME:
-        found.append(f"ONNX Runtime differs by {case.onnx_difference:.2g} of the largest output")
+    elif not same(case):
+        found.append(
+            f"ONNX Runtime differs by {case.onnx_difference:.2g} of the largest output, PyTorch from itself by"
+            f" {case.own:.2g}"
+        )
     return found
+
+
+def same(case: Case) -> bool:
+    """Whether ONNX Runtime computes what PyTorch does, as nearly as can be told."""
+    return case.onnx_difference <= max(SAME, TOUCHY * case.own)
 
 
 def page(cases: Sequence[Case]) -> str:
@@ -85,9 +95,7 @@ def page(cases: Sequence[Case]) -> str:
             case.cosine >= case.naive - CLOSE for case in planned
         ),
         "saved and loaded with the same bits": sum(not case.loaded for case in planned),
-        f"ONNX Runtime within {SAME} of the largest output": sum(
-            not case.onnx and case.onnx_difference <= SAME for case in planned
-        ),
+        "ONNX Runtime computes the same": sum(not case.onnx and same(case) for case in planned),
     }
     lines = [
         "# Which networks can be quantized",
@@ -99,6 +107,10 @@ def page(cases: Sequence[Case]) -> str:
         "The naive reference knows nothing of graphs: hooks on the module's own convolutions and linear layers round",
         "what these read to 8 bits, and their weights are rounded. Cosines are those of the outputs with the outputs",
         "in full precision.",
+        "",
+        "ONNX: the largest difference of ONNX Runtime's outputs from PyTorch's, relative to the largest output; own: of",
+        "PyTorch's from themselves, with other kernels than oneDNN's or images changed by a millionth. They are the same",
+        f"where the difference is at most {SAME}, or {TOUCHY} times PyTorch's own.",
         "",
         f"| of {count} networks | number | share |",
         "| --- | --- | --- |",
@@ -112,8 +124,8 @@ def page(cases: Sequence[Case]) -> str:
         "",
         "Share: multiply-accumulates with both operands quantized, with the published and the integer placement.",
         "",
-        "| network | million weights | pixels | share | integer | W8A8 | naive | file | ONNX |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | million weights | pixels | share | integer | W8A8 | naive | file | ONNX | own |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *map(_row, cases),
     ]
     return "\n".join(lines) + "\n"
@@ -121,12 +133,13 @@ def page(cases: Sequence[Case]) -> str:
 
 def _row(case: Case) -> str:
     if case.planned:
-        return f"| {case.name} | {case.parameters / 1e6:.1f} | {case.size} | - | - | - | - | - | - |"
+        return f"| {case.name} | {case.parameters / 1e6:.1f} | {case.size} | - | - | - | - | - | - | - |"
     file = "same bits" if not case.loaded else "no"
     onnx = "no" if case.onnx else f"{case.onnx_difference:.1g}"
     return (
         f"| {case.name} | {case.parameters / 1e6:.1f} | {case.size} | {case.share:.1%} | {case.integer:.1%} |"
         f" {case.cosine:.4f} | {case.naive:.4f} | {file} | {onnx} |"
+        f" {case.own:.1g} |"
     )
 
 
