@@ -16,12 +16,12 @@ INTERRUPTED = 130
 COMMANDS = {
     "quantize": ("qdrop.solver.main_imagenet", "quantize a trained network: config file in, run folder out"),
     "compare": (
-        "qdrop.solver.compare",
+        "qdrop.commands.compare",
         "quantize at several bit widths, with the drop and without: a table, a picture",
     ),
-    "evaluate": ("qdrop.solver.evaluate", "measure how good a packed checkpoint or an ONNX file is"),
+    "evaluate": ("qdrop.commands.evaluate", "measure how good a packed checkpoint or an ONNX file is"),
     "export": ("qdrop.export.__main__", "write a run's network as ONNX or as a program of torch.export"),
-    "inspect": ("qdrop.inspection", "show layers, bits, shapes, sizes and figures of a file"),
+    "inspect": ("qdrop.commands.inspect", "show layers, bits, shapes, sizes and figures of a file"),
     "report": ("qdrop.runs.report", "show what runs found out, as a table"),
     "record": ("qdrop.runs.experiments", "add finished runs to a table of experiments, and make its page anew"),
 }

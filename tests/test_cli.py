@@ -21,8 +21,9 @@ import qdrop
 from qdrop.checkpoint import load, read, save
 from qdrop.checkpoint.container import read_container
 from qdrop.cli import COMMANDS, main
+from qdrop.commands.evaluate import ALWAYS, TORCH
 from qdrop.config import Config, QuantConfig, ReconConfig
-from qdrop.solver.evaluate import ALWAYS, IMAGES, PLACES, TORCH
+from qdrop.registry import TASKS
 
 onnx = pytest.importorskip("onnx")
 
@@ -144,17 +145,17 @@ def test_settings_without_effect_are_refused(file, extra, named, folder, caplog)
     assert f"error: command line: {named}" in caplog.text and "data.batch_size" in caplog.text
 
 
-@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("kind", TASKS)
 def test_the_settings_of_an_evaluation_are_settings(kind):
     config = Config(quant=QuantConfig(recon=ReconConfig()))
-    for key in [*ALWAYS, *TORCH, *PLACES[kind], *(f"data.{name}" for name in IMAGES[kind])]:
+    for key in [*ALWAYS, *TORCH, *TASKS[kind].settings(kind)]:
         operator.attrgetter(key)(config)
 
 
 def test_a_file_without_settings_is_evaluated_with_a_notice(folder, tmp_path, caplog):
     save(load(folder / FILES[0]), tmp_path / "q")
     assert main(["evaluate", str(tmp_path / "q")]) == 1  # ImageNet, which is not here
-    assert "q records no settings; used are data.type=imagenet data.input_size=224" in caplog.text
+    assert "q records no settings; used are data.type=imagenet data.path=" in caplog.text
     caplog.clear()
     assert main(["evaluate", str(tmp_path / "q"), "data.type=digits", "data.val_limit=1", "data.num_workers=0"]) == 0
     assert "used are data.type=digits" in caplog.text

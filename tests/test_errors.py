@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import qdrop
+from qdrop.commands.command import exit_status
 from qdrop.errors import QdropError, first_line
 from qdrop.solver.calibrate import CalibrationError, calibrate
-from qdrop.solver.command import exit_status
 from qdrop.tasks.images import UnreadableImageError
 
 

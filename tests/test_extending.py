@@ -27,7 +27,15 @@ def followed(tmp_path_factory):
 
 
 def test_there_is_a_recipe_for_every_seam():
-    assert list(RECIPES) == ["An observer", "A rounding", "An objective", "A method", "An operator", "A network"]
+    assert list(RECIPES) == [
+        "An observer",
+        "A rounding",
+        "An objective",
+        "A method",
+        "An operator",
+        "A network",
+        "A task",
+    ]
 
 
 @pytest.mark.parametrize("title", RECIPES)

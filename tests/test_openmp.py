@@ -22,7 +22,7 @@ def python(*arguments, **variables):
 
 @pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="torch was built without OpenMP")
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have another OpenMP, which says less")
-@pytest.mark.parametrize("program", [["qdrop", "evaluate"], ["qdrop.solver.evaluate"]], ids=" ".join)
+@pytest.mark.parametrize("program", [["qdrop", "evaluate"], ["qdrop.commands.evaluate"]], ids=" ".join)
 @pytest.mark.parametrize(
     ("variables", "policy"), [({}, "PASSIVE"), ({VARIABLE: "ACTIVE"}, "ACTIVE")], ids=["unset", "set"]
 )

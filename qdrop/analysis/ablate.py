@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from qdrop.commands.command import exit_status
 from qdrop.config import load_config
 from qdrop.openmp import run_program
 from qdrop.runs.page import mean_and_spread
-from qdrop.solver.command import exit_status
 from qdrop.solver.main_imagenet import run
 from qdrop.tasks.task import WORDS
 

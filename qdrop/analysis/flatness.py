@@ -25,12 +25,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
 from qdrop import checkpoint
+from qdrop.commands.command import exit_status
 from qdrop.config import load_config
 from qdrop.graph.insert import quantized_weights
 from qdrop.models import build_model
 from qdrop.openmp import run_program
 from qdrop.runs.run_folder import SETTINGS
-from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
 from qdrop.solver.progress import track
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from qdrop.registry import OBJECTIVES, OBSERVERS, QUANTIZERS, Registry
+from qdrop.registry import OBJECTIVES, OBSERVERS, QUANTIZERS, TASKS, Registry
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -52,6 +52,7 @@ ActivationQuantizer = Literal["FixedFakeQuantize", "LSQFakeQuantize", "LSQPlusFa
 Quantizer = Annotated[str, _known(QUANTIZERS), QUANTIZERS]
 Observer = Annotated[str, _known(OBSERVERS), OBSERVERS]
 Objective = Annotated[str, _known(OBJECTIVES), OBJECTIVES]
+DataType = Annotated[str, _known(TASKS), TASKS]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -296,7 +297,7 @@ class ModelConfig:
 class DataConfig:
     """Images to calibrate and to evaluate on."""
 
-    type: Literal["imagenet", "cifar10", "digits", "coco"] = "imagenet"
+    type: DataType = "imagenet"
     """Which data set; digits comes with scikit-learn and needs no path; coco is for detectors."""
     name: Text | None = None
     """What results call it, for example "ImageNet, 1,200 images"; null: the type."""

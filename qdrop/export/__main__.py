@@ -12,12 +12,12 @@ from pathlib import Path
 
 import qdrop
 from qdrop.checkpoint.network_file import FileKind, find_network
+from qdrop.commands.command import exit_status
 from qdrop.export.errors import ExportError
 from qdrop.export.options import Container, default_path
 from qdrop.export.program import export_program, save_program
 from qdrop.files import check_writable
 from qdrop.runs.run_folder import MODEL
-from qdrop.solver.command import exit_status
 
 
 def parser(prog: str) -> argparse.ArgumentParser:

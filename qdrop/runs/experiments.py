@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qdrop.commands.command import exit_status
 from qdrop.config import HOW, Config, config_from_dict, config_to_dict, load_config
 from qdrop.config.methods import method_of
 from qdrop.files import write_file
@@ -20,7 +21,6 @@ from qdrop.runs.page import page
 from qdrop.runs.report import TABLE
 from qdrop.runs.run_folder import PLACES, SETTINGS
 from qdrop.runs.table import Row, TableError, read, row_of, write
-from qdrop.solver.command import exit_status
 
 log = logging.getLogger("qdrop")
 

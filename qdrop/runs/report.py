@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qdrop.commands.command import exit_status
 from qdrop.runs.result import Result
 from qdrop.runs.table import TableError, read, result_of
-from qdrop.solver.command import exit_status
 from qdrop.tasks.task import WORDS
 
 TABLE = "results.jsonl"

@@ -14,6 +14,7 @@ import torch
 
 from qdrop import checkpoint, pipeline
 from qdrop.checks import check_sizes
+from qdrop.commands.command import exit_status, parse_args, run_folder
 from qdrop.config import Config, ConfigError, ProcessConfig
 from qdrop.graph.inputs import arguments, count_rows
 from qdrop.models import build_model_with_info
@@ -23,7 +24,6 @@ from qdrop.runs.result import Result
 from qdrop.runs.resume import FinishedUnits, identity
 from qdrop.runs.run_folder import RESUME, RunFolder, complete, portable
 from qdrop.runs.scopes import locked, logging_to
-from qdrop.solver.command import exit_status, parse_args, run_folder
 from qdrop.solver.memory import peak_memory_mb
 from qdrop.tasks.task import in_words, make_task
 

@@ -37,6 +37,10 @@ class Task(Protocol):
     size: int
     """How many images, or other inputs, are evaluated."""
 
+    @staticmethod
+    def settings(kind: str) -> tuple[str, ...]:
+        """The settings that say where data of a type lies and how it is prepared, as `data.path`."""
+
     def network(self, model: nn.Module) -> nn.Module:
         """The part of a model that is quantized, or all of it.
 

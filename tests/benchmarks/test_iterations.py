@@ -12,8 +12,8 @@ from benchmarks import common, iterations_mobilenetv2, study
 from benchmarks.common import HERE, Record
 from benchmarks.iterations import STUDY
 from benchmarks.study import FAST, PUBLISHED, key_of, measurement, name_of
+from qdrop.commands.command import parse_args
 from qdrop.config import PRESETS
-from qdrop.solver.command import parse_args
 
 ARGS = Namespace(
     data="../data",

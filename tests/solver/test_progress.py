@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 
 import qdrop
+from qdrop.commands.command import exit_status
 from qdrop.config import DataConfig
 from qdrop.openmp import available_cores
 from qdrop.solver import progress
-from qdrop.solver.command import exit_status
 from qdrop.solver.imagenet_util import validation_loader
 from qdrop.solver.progress import ConsoleHandler, track
 

@@ -10,6 +10,22 @@ from qdrop.tasks.classification.accuracy import accuracy, check_network
 from qdrop.tasks.classification.images import calibration_images, check_preparation, num_classes, validation_loader
 from qdrop.tasks.task import Figures
 
+PLACE = ("data.path", "data.classes")
+NORMALIZED = ("data.mean", "data.std")
+SETTINGS = {
+    "imagenet": (
+        *PLACE,
+        "data.input_size",
+        "data.test_resize",
+        "data.crop_mode",
+        "data.interpolation",
+        *NORMALIZED,
+    ),
+    "cifar10": (*PLACE, *NORMALIZED),
+    "digits": (),
+}
+"""Those that have an effect on the images of a type."""
+
 
 class Classification:
     """Images `[N, C, H, W]` to logits `[N, classes]`: top-1 in percent on the validation images."""
@@ -18,6 +34,11 @@ class Classification:
         self._config = config
         self._loader = validation_loader(config.data)
         self.size = len(self._loader.dataset)  # type: ignore[arg-type]
+
+    @staticmethod
+    def settings(kind: str) -> tuple[str, ...]:
+        """Those that have an effect on the images of a type."""
+        return SETTINGS[kind]
 
     def network(self, model: nn.Module) -> nn.Module:
         """All of it."""

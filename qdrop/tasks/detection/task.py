@@ -43,6 +43,11 @@ class DetectionTask:
         self._detector: Detector | None = None
         self.size = len(self._chosen)
 
+    @staticmethod
+    def settings(kind: str) -> tuple[str, ...]:
+        """Where pictures lie, and the file of the parts that stay in full precision: the detector prepares them."""
+        return "data.path", "model.path"
+
     @property
     def detector(self) -> Detector:
         """The one that :meth:`network` was given; without it, the one that the settings name."""

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from qdrop.commands.evaluate import evaluate
 from qdrop.config import config_from_dict
 from qdrop.models import BUILDERS, ModelError, build_model
 from qdrop.runs.run_folder import MODEL
-from qdrop.solver.evaluate import evaluate
 from qdrop.solver.main_imagenet import run
 from qdrop.tasks.detection.data import training_pictures
 from qdrop.tasks.images import DataError

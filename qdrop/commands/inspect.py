@@ -17,10 +17,10 @@ from rich.text import Text
 
 from qdrop.checkpoint import Checkpoint, read
 from qdrop.checkpoint.network_file import FileKind, find_network
+from qdrop.commands.command import exit_status
 from qdrop.export.onnx_file import OnnxSummary, OnnxTensor, summary
 from qdrop.quantization.packing import packed_size
 from qdrop.quantization.spec import Kind, QuantizerSpec
-from qdrop.solver.command import exit_status
 
 FLOAT_BYTES = 4
 
@@ -125,7 +125,7 @@ def _pairs(values: Mapping[str, str]) -> Table:
     return table
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.inspection") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.commands.inspect") -> int:
     """Entry point of the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

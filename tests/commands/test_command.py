@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qdrop.commands.command import parse_args, run_folder
 from qdrop.config import PRESETS, config_from_dict, config_to_dict
 from qdrop.config.help import describe, settings
-from qdrop.solver.command import parse_args, run_folder
 
 
 def test_parse_args(tmp_path):

@@ -9,22 +9,23 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from qdrop import checkpoint
 from qdrop.checkpoint.network_file import FileKind, NetworkFile, find_network
+from qdrop.commands.command import exit_status
 from qdrop.config import Config, ConfigError, config_from_dict
 from qdrop.errors import first_line
-from qdrop.export.onnx_file import OnnxFileError, settings
+from qdrop.export.onnx_file import settings
+from qdrop.export.onnx_network import OnnxNetwork
 from qdrop.openmp import run_program
+from qdrop.registry import TASKS
 from qdrop.runs.run_folder import data_of_run
-from qdrop.solver.command import exit_status
 from qdrop.solver.main_imagenet import prepare_device
 from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.precision import layer_arithmetic
@@ -42,82 +43,7 @@ ALWAYS = (
 """Settings that have an effect on every evaluation."""
 TORCH = ("process.device",)
 """Those of a network that PyTorch runs."""
-PLACES = {
-    "imagenet": ("data.path", "data.classes"),
-    "cifar10": ("data.path", "data.classes"),
-    "digits": (),
-    "coco": ("data.path", "model.path"),  # of the heads, where these stay in full precision
-}
-"""Those that say where the data lies, by its type."""
-IMAGES = {
-    "imagenet": ("input_size", "test_resize", "crop_mode", "interpolation", "mean", "std"),
-    "cifar10": ("mean", "std"),
-    "digits": (),
-    "coco": (),
-}
-"""Those of the section `data` that say how an image is prepared, by the data's type."""
 log = logging.getLogger(__name__)
-
-
-class OnnxNetwork(nn.Module):
-    """An ONNX file as a module, run by ONNX Runtime on the CPU.
-
-    Args:
-        path: The file.
-        threads: CPU threads; None: ONNX Runtime decides.
-
-    Raises:
-        OnnxFileError: If ONNX Runtime is not installed or cannot run the file.
-    """
-
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        super().__init__()
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise OnnxFileError("ONNX files are run by ONNX Runtime: pip install 'qdrop[onnx]'") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a class for each status, without a common one of its own
-            raise OnnxFileError(f"{path}: ONNX Runtime cannot run it: {first_line(error)}") from error
-        inputs, names = self._session.get_inputs(), [output.name for output in self._session.get_outputs()]
-        if len(inputs) != 1:
-            raise OnnxFileError(f"{path}: {len(inputs)} inputs; expected one")
-        self._path, self._input = path, inputs[0].name
-        ours = self._session.get_modelmeta().producer_name == "qdrop"
-        dictionary = ours and not all(name.partition(".")[0] == "output" for name in names)  # as export_onnx names them
-        self._keys = names if dictionary else None
-        size = next(iter(inputs[0].shape), None)
-        self._fixed = size if isinstance(size, int) and size > 0 else None
-
-    def forward(self, images: Tensor) -> Any:
-        """Images `[N, C, H, W]` to what the network gives: one tensor, or a list or a dict of several; all on the CPU.
-
-        A file may fix the size of its batch: the images are then taken in such batches, the last one filled up.
-
-        Raises:
-            OnnxFileError: If ONNX Runtime cannot run it on such images.
-        """
-        if self._fixed is None:
-            return self._run(images)
-        size = self._fixed
-        missing = -len(images) % size
-        filled = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
-        found = [self._run(batch) for batch in filled.split(size)]
-        return pytree.tree_map(lambda *parts: torch.cat(parts)[: len(images)], *found)
-
-    def _run(self, images: Tensor) -> Any:
-        try:
-            values = self._session.run(None, {self._input: images.numpy().astype(np.float32)})
-        except Exception as error:  # as above
-            shape = "x".join(map(str, images.shape))
-            raise OnnxFileError(f"{self._path}: ONNX Runtime cannot run it on {shape}: {first_line(error)}") from error
-        outputs = [torch.from_numpy(value) for value in values]
-        if self._keys is not None:
-            return dict(zip(self._keys, outputs, strict=True))
-        return outputs if len(outputs) > 1 else outputs[0]
 
 
 def evaluate(path: Path, overrides: Sequence[str] = ()) -> tuple[Figures, int, Config]:
@@ -156,8 +82,8 @@ def _config(file: NetworkFile, recorded: dict[str, Any], overrides: Sequence[str
         recorded = {}
     data = recorded.get("data") or {}
     config = config_from_dict({**recorded, "data": {**data, **data_of_run(file.path, data)}}, overrides)
-    images = [f"data.{name}" for name in IMAGES[config.data.type]]
-    used = [*ALWAYS, *PLACES[config.data.type], *images, *(TORCH if file.kind is FileKind.CHECKPOINT else ())]
+    of_task = TASKS[config.data.type].settings(config.data.type)
+    used = [*ALWAYS, *of_task, *(TORCH if file.kind is FileKind.CHECKPOINT else ())]
     idle = [key for key in (override.partition("=")[0] for override in overrides) if key not in used]
     if idle:
         raise ConfigError(
@@ -165,7 +91,7 @@ def _config(file: NetworkFile, recorded: dict[str, Any], overrides: Sequence[str
             f" data.type={config.data.type}; what has one: {', '.join(sorted(used))}"
         )
     if not recorded:
-        values = [f"data.{name}={getattr(config.data, name)}" for name in ("type", *IMAGES[config.data.type])]
+        values = [f"{name}={attrgetter(name)(config)}" for name in ("data.type", *of_task)]
         log.info("%s records no settings; used are %s", file.path, " ".join(values))
     return config
 
@@ -191,7 +117,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.evaluate") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.commands.evaluate") -> int:
     """Entry point of the command line; returns the exit status."""
     args = parser(prog).parse_intermixed_args(argv)
     place = [] if args.data is None else [f"data.path={json.dumps(args.data, ensure_ascii=False)}"]  # as it is

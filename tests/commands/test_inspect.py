@@ -9,8 +9,8 @@ from networks import network, quantized
 from torch import nn
 
 from qdrop.checkpoint import describe, save
+from qdrop.commands.inspect import checkpoint_view, main, onnx_view, readable
 from qdrop.export.onnx_file import OnnxFileError, settings, summary
-from qdrop.inspection import checkpoint_view, main, onnx_view, readable
 
 
 class Scaled(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from qdrop.commands.compare import DEFAULT, SETTINGS, compare, draw, main, table
 from qdrop.config import load_config
-from qdrop.solver.compare import DEFAULT, SETTINGS, compare, draw, main, table
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
 SHORT = ["quant.recon.iters=2", "quant.calibrate=64", "quant.calibrate_range=64", "data.val_limit=50"]

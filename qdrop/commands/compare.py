@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from qdrop.commands.command import exit_status, run_folder, run_parser
 from qdrop.config import config_from_dict, config_to_dict, load_config
 from qdrop.config.methods import METHODS
 from qdrop.openmp import run_program
-from qdrop.solver.command import exit_status, run_folder, run_parser
 from qdrop.solver.main_imagenet import run
 from qdrop.tasks.task import Figures
 
@@ -110,7 +110,7 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.solver.compare") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.commands.compare") -> int:
     """Entry point of the command line; returns the exit status."""
     matplotlib.use("Agg")
     parser = run_parser(prog, "Quantize at W4A4, W3A3, W2A4 and W2A2 by several methods; show a table.")

@@ -1,0 +1,1 @@
+"""What `qdrop COMMAND` runs, where no room of its own has it."""
