@@ -4,6 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXTRAS = {
+    "coco": ["pycocotools>=2.0.8"],
+    "digits": ["scikit-learn>=1.5"],
+    "onnx": ["onnx>=1.20", "onnxruntime>=1.24", "onnxscript>=0.7"],
+    "plots": ["matplotlib>=3.9"],
+    "timm": ["timm>=1.0.15"],
+}
+
 setup(
     name="qdrop",
     version="0.1.0",
@@ -17,36 +25,29 @@ setup(
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
-        "timm>=1.0.15",
         "numpy>=2.0",
         "networkx>=3.2",
         "lazy-loader>=0.4",
-        "matplotlib>=3.9",
         "pydantic>=2.9",
         "psutil>=5.9",
         "pyyaml>=6.0",
         "rich>=13.7",
         "safetensors>=0.4.5",
-        "scikit-learn>=1.5",
         "scipy>=1.13",
     ],
-    extras_require={
-        "coco": ["pycocotools>=2.0.8"],
-        "onnx": ["onnx>=1.20", "onnxruntime>=1.24", "onnxscript>=0.7"],
+    extras_require=EXTRAS
+    | {
+        "all": sorted({package for packages in EXTRAS.values() for package in packages}),
         "test": [
             "ipykernel>=6.29",
             "mypy>=1.13",
             "nbclient>=0.10",
             "nbformat>=5.10",
-            "onnx>=1.20",
-            "onnxruntime>=1.24",
-            "onnxscript>=0.7",
-            "pycocotools>=2.0.8",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
         ],
-        "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29", "ipywidgets>=8.1"],
+        "notebook": ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.2", *EXTRAS["digits"], *EXTRAS["plots"]],
     },
     entry_points={"console_scripts": ["qdrop=qdrop.cli:main"]},
 )

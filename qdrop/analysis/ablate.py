@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from qdrop.commands.command import exit_status
 from qdrop.config import load_config
+from qdrop.extras import extra
 from qdrop.openmp import run_program
 from qdrop.runs.page import mean_and_spread
 from qdrop.solver.main_imagenet import run
@@ -109,6 +109,8 @@ def _values(found: Sequence[Point], study: str, variant: str) -> list[float]:
 def draw(found: Sequence[Point], study: str, file: Path) -> None:
     """Mean over seeds against what is varied, with every seed as a dot."""
     variants = list(dict.fromkeys(point.variant for point in found if point.study == study))
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     means = [statistics.mean(_values(found, study, variant)) for variant in variants]
@@ -133,6 +135,8 @@ def write(found: Sequence[Point], file: Path) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """All runs, then what they come to."""
+    with extra("plots", "pictures"):  # known now rather than after hours
+        import matplotlib.figure  # noqa: F401
     found = points(args)
     write(found, args.out / "ablate.csv")
     for study in args.studies:

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
 from qdrop import checkpoint
 from qdrop.commands.command import exit_status
 from qdrop.config import load_config
+from qdrop.extras import extra
 from qdrop.graph.insert import quantized_weights
 from qdrop.models import build_model
 from qdrop.openmp import run_program
@@ -182,6 +182,8 @@ def write(rows: Sequence[Around], file: Path) -> None:
 
 def draw(rows: Sequence[Around], file: Path) -> None:
     """Relative change against size: a line for each run, calibration images beside test images."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("calibration", "test"), strict=True):
         for run in dict.fromkeys(row.run for row in rows):
@@ -198,6 +200,8 @@ def draw(rows: Sequence[Around], file: Path) -> None:
 def draw_planes(rows: Sequence[Around], file: Path) -> None:
     """The loss over the plane as contours, one picture for each run, in one scale."""
     runs = list(dict.fromkeys(row.run for row in rows))
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4 * len(runs), 3.6), layout="constrained")
     highest = max(row.loss for row in rows)
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
@@ -214,6 +218,8 @@ def draw_planes(rows: Sequence[Around], file: Path) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """All runs; figures and CSV go into `args.out`."""
+    with extra("plots", "pictures"):  # known now rather than after hours
+        import matplotlib.figure  # noqa: F401
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[Around] = []
     planes: list[Around] = []

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from qdrop.commands.command import exit_status, run_folder, run_parser
 from qdrop.config import config_from_dict, config_to_dict, load_config
 from qdrop.config.methods import METHODS
+from qdrop.extras import extra
 from qdrop.openmp import run_program
 from qdrop.solver.main_imagenet import run
 from qdrop.tasks.task import Figures
@@ -93,6 +92,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
 def draw(rows: Sequence[Row], title: str, file: Path) -> None:
     """Rows as grouped bars, saved to `file` (format by its suffix)."""
     methods = list(rows[0].figures)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(methods)
@@ -112,7 +113,6 @@ def draw(rows: Sequence[Row], title: str, file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.commands.compare") -> int:
     """Entry point of the command line; returns the exit status."""
-    matplotlib.use("Agg")
     parser = run_parser(prog, "Quantize at W4A4, W3A3, W2A4 and W2A2 by several methods; show a table.")
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(DEFAULT), metavar="METHOD", help=" | ".join(METHODS)
@@ -120,6 +120,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.command
     args = parser.parse_intermixed_args(argv)
 
     def work() -> None:
+        with extra("plots", "pictures"):  # known now rather than after hours
+            import matplotlib.figure  # noqa: F401
         config = load_config(args.config, args.overrides)
         out = run_folder(config, args.config)
         out = out if config.process.out else out.with_name(f"compare-{out.name}")

@@ -89,14 +89,13 @@ def write_onnx(checkpoint: Path, container: Container, out: Path | None = None) 
 
     Raises:
         CheckpointError: If the checkpoint is not readable.
-        ExportError: If the network cannot be written, `out` is the checkpoint, or a package is missing.
+        ExportError: If the network cannot be written, or `out` is the checkpoint.
+        MissingPackageError: If a package is not installed.
         OSError: If a file cannot be read or written.
     """
     path = _target(checkpoint, out or default_path(checkpoint, container))
-    try:
-        from qdrop.export import export_onnx
-    except ModuleNotFoundError as error:
-        raise ExportError(str(error)) from error
+    from qdrop.export import export_onnx  # now, so that a missing package is known before the network is loaded
+
     model = qdrop.load(checkpoint)
     return export_onnx(model, model.meta["example"], path, container, model.meta["config"], model.meta["metrics"])
 

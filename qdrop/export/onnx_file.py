@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qdrop.errors import QdropError
+from qdrop.extras import extra
 
 RECORD = "qdrop.config"
 """Key in the file's metadata: the settings of the run, as JSON."""
@@ -71,7 +72,8 @@ def settings(path: Path) -> dict[str, Any]:
     """The settings recorded in a file; none in one that is not ours.
 
     Raises:
-        OnnxFileError: If the package onnx is missing or the file is not readable as ONNX.
+        OnnxFileError: If the file is not readable as ONNX.
+        MissingPackageError: If the package onnx is not installed.
         OSError: If it cannot be read.
     """
     return _recorded(path, _load(path), RECORD)
@@ -81,7 +83,8 @@ def summary(path: Path) -> OnnxSummary:
     """Operators and tensors of a file.
 
     Raises:
-        OnnxFileError: If the package onnx is missing or the file is not readable as ONNX.
+        OnnxFileError: If the file is not readable as ONNX.
+        MissingPackageError: If the package onnx is not installed.
         OSError: If it cannot be read.
     """
     model = _load(path)
@@ -129,11 +132,9 @@ def _recorded(path: Path, model: Any, key: str) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    try:
+    with extra("onnx", "ONNX files"):
         import onnx
         from google.protobuf.message import DecodeError
-    except ModuleNotFoundError:
-        raise OnnxFileError("reading ONNX files needs the package onnx: pip install 'qdrop[onnx]'") from None
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:

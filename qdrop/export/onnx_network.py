@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from qdrop.errors import first_line
 from qdrop.export.onnx_file import OnnxFileError
+from qdrop.extras import extra
 
 
 class OnnxNetwork(nn.Module):
@@ -20,15 +21,14 @@ class OnnxNetwork(nn.Module):
         threads: CPU threads; None: ONNX Runtime decides.
 
     Raises:
-        OnnxFileError: If ONNX Runtime is not installed or cannot run the file.
+        OnnxFileError: If ONNX Runtime cannot run the file.
+        MissingPackageError: If it is not installed.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         super().__init__()
-        try:
+        with extra("onnx", "ONNX files"):
             import onnxruntime
-        except ModuleNotFoundError:
-            raise OnnxFileError("ONNX files are run by ONNX Runtime: pip install 'qdrop[onnx]'") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from qdrop.errors import QdropError
+from qdrop.extras import extra
 from qdrop.models.weights import WeightsError, WeightsInfo, describe, download, hub_folder, read_state_dict
 
 HUGGING_FACE = "https://huggingface.co"
@@ -72,7 +73,8 @@ def timm_network(name: str, kwargs: Mapping[str, Any], own_weights: bool) -> tup
         ModelError: There is no such network.
         WeightsError: It has no weights, or they cannot be downloaded.
     """
-    import timm  # slow to import, and only needed for its own networks
+    with extra("timm", "networks of timm"):
+        import timm
 
     if not timm.is_model(name):
         raise unknown(f"timm:{name}", [f"timm:{known}" for known in timm.list_models()])

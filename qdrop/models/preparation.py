@@ -6,6 +6,8 @@ preparation("timm:mobilenetv3_small_100")["interpolation"]      # bicubic
 import math
 from typing import Any
 
+from qdrop.extras import extra
+
 
 def preparation(type: str, input_size: int | None = None) -> dict[str, Any]:
     """Settings of the section `data` as a network was trained and measured by its library; none of other networks.
@@ -24,8 +26,9 @@ def preparation(type: str, input_size: int | None = None) -> dict[str, Any]:
 
 
 def _timm(name: str, input_size: int | None) -> dict[str, Any]:
-    import timm  # slow to import, and only needed for its own networks
-    from timm.data import resolve_data_config
+    with extra("timm", "networks of timm"):
+        import timm
+        from timm.data import resolve_data_config
 
     if not timm.is_model(name) or (source := timm.get_pretrained_cfg(name)) is None:
         return {}

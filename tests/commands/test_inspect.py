@@ -147,4 +147,4 @@ def test_inspect_without_the_package_onnx(tmp_path, monkeypatch, caplog):
     path = onnx_file(tmp_path / "m")
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main([str(path)]) == 1
-    assert "needs the package onnx: pip install" in caplog.text
+    assert "ONNX files need the package onnx, which is not installed: pip install 'qdrop[onnx]'" in caplog.text

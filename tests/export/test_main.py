@@ -93,5 +93,5 @@ def test_only_onnx_needs_the_package_onnx(folder):
     assert without_onnx(str(folder), "--format", "torch").returncode == 0 and (folder / "quantized.pt2").exists()
     done = without_onnx(str(folder))
     assert done.returncode == 1 and done.stderr.startswith(
-        "error: writing ONNX needs the packages onnx and onnxscript: pip install"
+        "error: ONNX files need the package onnx, which is not installed: pip install 'qdrop[onnx]'"
     )

@@ -19,6 +19,7 @@ from torchvision.datasets import CIFAR10
 
 from qdrop.config import DataConfig
 from qdrop.errors import shorten
+from qdrop.extras import extra
 from qdrop.files import expanded
 from qdrop.tasks.images import DataError, ImageArray, ImageFiles, Source, image_names
 
@@ -120,7 +121,8 @@ def digits(train: bool) -> tuple[Tensor, list[int]]:
 
     Every third image of each class is for validation, the others for training: always the same ones.
     """
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
+    with extra("digits", "the digits of scikit-learn"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)  # [1797, 1, 8, 8]

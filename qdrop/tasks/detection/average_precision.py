@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qdrop.errors import QdropError
+from qdrop.extras import extra
 from qdrop.models.detection.boxes import Detection
 
 FIGURES = ("AP", "AP50", "AP75")
@@ -33,12 +34,11 @@ def average_precision(detections: Sequence[Detection], targets: Sequence[Target]
         targets: What is in each image, in the same order and in the same pixels.
 
     Raises:
-        MetricError: If pycocotools is not installed, or there is no box to be found.
+        MetricError: If there is no box to be found.
+        MissingPackageError: If pycocotools is not installed.
     """
-    try:
+    with extra("coco", "figures of average precision"):
         from pycocotools.cocoeval import COCOeval
-    except ModuleNotFoundError:
-        raise MetricError("average precision is computed by pycocotools: pip install 'qdrop[coco]'") from None
     classes = sorted({int(label) for target in targets for label in target["labels"]})
     if not classes:
         raise MetricError("no image has a box to be found: there is no average precision to report")

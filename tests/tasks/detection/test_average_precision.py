@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from qdrop.extras import MissingPackageError
 from qdrop.models.detection.boxes import Detection
 from qdrop.tasks.detection.average_precision import MetricError, average_precision
 
@@ -53,7 +54,7 @@ def test_no_box_to_be_found():
 
 def test_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
-    with pytest.raises(MetricError, match=r"pip install 'qdrop\[coco\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'qdrop\[coco\]'"):
         average_precision([NOTHING], [target()])
 
 
