@@ -33,8 +33,8 @@ QUICK = (
 )  # fmt: skip
 SECONDS = 900
 """Given to one network."""
-CLOSE = 0.02
-"""How much smaller than the reference's a cosine may be."""
+NOISE, CLOSE = 1.5, 0.02
+"""A cosine may be as far from 1 as so many times the reference's, and so much more."""
 SAME = 0.02
 """Largest difference of ONNX Runtime, relative to the largest output: a few values that round the other way."""
 TOUCHY = 1.5
@@ -63,7 +63,7 @@ def failures(case: Case) -> list[str]:
     if case.planned:
         return [f"not planned: {case.planned}"]
     found = []
-    if not case.cosine >= case.naive - CLOSE:
+    if not good(case):
         found.append(f"cosine {case.cosine:.3f}, of the naive reference {case.naive:.3f}")
     if case.loaded:
         found.append(f"not loaded: {case.loaded}")
@@ -75,6 +75,11 @@ def failures(case: Case) -> list[str]:
             f" {case.own:.2g}"
         )
     return found
+
+
+def good(case: Case) -> bool:
+    """Whether the outputs at W8A8 are as good as the reference's."""
+    return 1 - case.cosine <= NOISE * (1 - case.naive) + CLOSE
 
 
 def same(case: Case) -> bool:
@@ -91,9 +96,7 @@ def page(cases: Sequence[Case]) -> str:
         "at least 99.9% of multiply-accumulates on grids with `placement: integer`": sum(
             case.integer >= 0.999 for case in planned
         ),
-        f"W8A8 as good as the naive reference (cosine at most {CLOSE} smaller)": sum(
-            case.cosine >= case.naive - CLOSE for case in planned
-        ),
+        "W8A8 as good as the naive reference": sum(map(good, planned)),
         "saved and loaded with the same bits": sum(not case.loaded for case in planned),
         "ONNX Runtime computes the same": sum(not case.onnx and same(case) for case in planned),
     }
@@ -106,7 +109,9 @@ def page(cases: Sequence[Case]) -> str:
         "",
         "The naive reference knows nothing of graphs: hooks on the module's own convolutions and linear layers round",
         "what these read to 8 bits, and their weights are rounded. Cosines are those of the outputs with the outputs",
-        "in full precision.",
+        f"in full precision. W8A8 counts as good where 1 less its cosine is at most {NOISE} times that of the",
+        f"reference, plus {CLOSE}: sums and the operands of attention, which qdrop quantizes, the reference leaves as",
+        "they are.",
         "",
         "ONNX: the largest difference of ONNX Runtime's outputs from PyTorch's, relative to the largest output.",
         "Own: of PyTorch's from themselves, with other kernels than oneDNN's or images changed by a millionth.",

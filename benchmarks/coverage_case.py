@@ -131,7 +131,10 @@ def sane(name: str) -> tuple[nn.Module, int]:
 
 @torch.no_grad()
 def settle(model: nn.Module, images: Tensor) -> None:
-    """Let batch norms take the statistics of images `[N, C, H, W]`."""
+    """Give layers that start at zero random weights, and batch norms the statistics of images `[N, C, H, W]`."""
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():  # as the heads of some networks, whose outputs would all be 0
+            weight.normal_(std=0.02)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     model.eval()
     model(images)

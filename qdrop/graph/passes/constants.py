@@ -23,13 +23,16 @@ def fold_constants(graph: fx.GraphModule) -> None:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise GraphError(f"{where(node)} draws random numbers; a network that is quantized must not")
             values[node] = _computed(node, values)
+    taken = {str(n.target) for n in graph.graph.find_nodes(op="get_attr") if not values.keys() >= n.users.keys()}
     for node, value in values.items():
         read = [user for user in node.users if user not in values]
         if node.op == "get_attr" or not read:
             continue
         if isinstance(value, Tensor):
             with graph.graph.inserting_before(node):
-                folded = add_constant(graph, _name(graph, node, read[0]), value)
+                path = _name(graph, node, read[0], taken)
+                folded = add_constant(graph, path, value)
+            taken.add(path)
             folded.meta = dict(node.meta)
             node.replace_all_uses_with(folded, delete_user_cb=lambda user: user not in values)
         elif isinstance(value, (int, float, bool)):
@@ -44,23 +47,11 @@ def _computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _name(graph: fx.GraphModule, node: fx.Node, reader: fx.Node) -> str:
+def _name(graph: fx.GraphModule, node: fx.Node, reader: fx.Node, taken: set[str]) -> str:
     """Where a constant is kept: as the weight of the module that reads it, if that has no other."""
     named = "weight" if row(reader).role is Role.PRODUCT else f"{operation(node)}_constant"
-    taken = {str(other.target) for other in graph.graph.find_nodes(op="get_attr") if _is_read(other)}
     path = f"{owner(reader)}.{named}".lstrip(".")
-    if path in taken or _is_module(graph, path):
-        path = f"{path}_{node.name}"
-    return path
-
-
-def _is_read(node: fx.Node) -> bool:
-    """Whether something else than a constant reads a constant."""
-    return any(user.op != "call_function" or not _is_constant(user) for user in node.users)
-
-
-def _is_constant(node: fx.Node) -> bool:
-    return all(n.op == "get_attr" or (n.op == "call_function" and _is_constant(n)) for n in node.all_input_nodes)
+    return f"{path}_{node.name}" if path in taken or _is_module(graph, path) else path
 
 
 def _is_module(graph: fx.GraphModule, path: str) -> bool:

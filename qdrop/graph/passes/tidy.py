@@ -7,6 +7,7 @@ from qdrop.graph.ops import operation
 
 _ASSERTIONS = {"_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"}
 _IDLE = {"alias", "detach", "clone", "contiguous", "lift_fresh_copy", "lift_fresh", "dropout", "feature_dropout"}
+_TYPED = {"_to_copy", "to", "type_as"}
 _RESHAPED = {"view", "_unsafe_view"}
 _BINDING = {"device", "pin_memory", "layout", "memory_format", "non_blocking"}
 
@@ -19,9 +20,11 @@ def tidy(graph: fx.GraphModule) -> None:
         name = operation(node)
         if name in _ASSERTIONS:
             graph.graph.erase_node(node)
-        elif name in _IDLE or (name in ("_to_copy", "to") and _keeps_type(node)):
+        elif name in _IDLE or (name in _TYPED and _keeps_type(node)):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        elif name == "type_as":
+            node.target, node.args = torch.ops.aten.to.dtype, (node.args[0], node.meta["val"].dtype)
         elif name in _RESHAPED and not isinstance(node.args[1], torch.dtype):
             node.target = torch.ops.aten.reshape.default  # also takes values that lie channels-last in memory
         else:
