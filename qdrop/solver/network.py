@@ -13,7 +13,7 @@ labels. The integers of the weights stay as the units left them.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -46,7 +46,7 @@ class NetworkReport:
     """What learning over the whole network did."""
 
     loss_before: float
-    """Distance to full precision over all calibration images, as the units left it."""
+    """Distance to full precision over all calibration images, varied as in the stage, as the units left it."""
     loss_after: float
     """The same afterwards; where it is not less, nothing was changed."""
     seconds: float
@@ -92,7 +92,7 @@ def learn_network(
         if group
     ]
     generator = unit_generator(seed, NAME)
-    before = over_all(distance, {}, inputs, config.batch_size, device)
+    before = over_all(distance, {}, judged(inputs, config, seed), device)
 
     drawn = draw_batches(len(tensors(inputs)[0]), config.batch_size, config.iters, generator)
     for iteration, chosen in enumerate(watch(drawn), 1):
@@ -105,7 +105,7 @@ def learn_network(
             learner.optimizer.step(list(islice(found, len(learner.optimizer))), learner.rate(iteration))
 
     outcome = values(learned)
-    after = over_all(distance, outcome, inputs, config.batch_size, device)
+    after = over_all(distance, outcome, judged(inputs, config, seed), device)
     if after < before:
         settle(network, outcome)
     else:
@@ -211,11 +211,25 @@ def relative_error(out: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(out, target) / target.var(correction=0).clamp(min=SMALLEST)
 
 
+def judged(inputs: Arguments, config: NetworkConfig, seed: int) -> Iterator[Arguments]:
+    """All images once, in batches: the same in every call, and varied as those are that the stage learns from.
+
+    Units know the calibration images as they are by heart. On these their error is less than on others, and what the
+    stage gains would seem a loss.
+    """
+    generator = unit_generator(seed, f"{NAME}, judged")
+    for batch in split(inputs, config.batch_size):
+        yield vary(batch, generator) if config.augment else batch
+
+
 @torch.no_grad()
 def over_all(
-    distance: Distance, values: Mapping[str, Tensor], inputs: Arguments, size: int, device: torch.device
+    distance: Distance, values: Mapping[str, Tensor], batches: Iterable[Arguments], device: torch.device
 ) -> float:
-    """The mean distance over all images, `size` at a time."""
-    batches = split(inputs, size)
-    total = sum(float(distance(values, to_device(batch, device))) * len(tensors(batch)[0]) for batch in batches)
-    return total / len(tensors(inputs)[0])
+    """The mean distance over all images of some batches."""
+    total, count = 0.0, 0
+    for batch in batches:
+        size = len(tensors(batch)[0])
+        total += float(distance(values, to_device(batch, device))) * size
+        count += size
+    return total / count
