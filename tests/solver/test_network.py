@@ -11,7 +11,7 @@ from qdrop.config import NetworkConfig
 from qdrop.graph.insert import quantized_weights
 from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver.augment import vary
-from qdrop.solver.network import Distance, learn_network, offsets, relative_error, scales, values
+from qdrop.solver.network import Distance, judged, learn_network, offsets, relative_error, scales, values
 from qdrop.solver.unit import ReconstructionError
 
 CPU = torch.device("cpu")
@@ -51,12 +51,15 @@ def test_the_distance_is_that_of_outputs_and_features(network):
 @pytest.mark.parametrize("augment", [False, True])
 def test_it_learns_scales_and_biases_and_no_integer(network, augment):
     before = tensors(network)
+    config = replace(CONFIG, augment=augment, features=0.0, batch_size=16)
+    (varied,) = judged(INPUTS, config, 1)
+    assert torch.equal(varied["x"], INPUTS["x"]) != augment
     with torch.no_grad(), quantizing(network, weights=False, activations=False):
-        target = network(**INPUTS)
-    report = learn_network(network, INPUTS, replace(CONFIG, augment=augment, features=0.0, batch_size=16), 1, CPU)
+        target = network(**varied)
+    report = learn_network(network, INPUTS, config, 1, CPU)
     assert report.loss_after < report.loss_before
     with torch.no_grad(), quantizing(network):
-        assert report.loss_after == pytest.approx(float(relative_error(network(**INPUTS), target)), rel=1e-4)
+        assert report.loss_after == pytest.approx(float(relative_error(network(**varied), target)), rel=1e-4)
     changed = {name for name, value in tensors(network).items() if not torch.equal(value, before[name])}
     assert changed == {item.name for item in (*scales(network), *offsets(network))}
 
