@@ -247,8 +247,8 @@ def own_difference(quantized: fx.GraphModule, images: Tensor) -> float:
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference of outputs `[N, ...]`, relative to the largest value wanted."""
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    """The largest difference of outputs `[N, ...]`, relative to the largest value wanted; 0 of outputs all 0."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
 def reason(error: Exception) -> str:
