@@ -27,10 +27,9 @@ from qdrop.graph.inputs import arguments
 IMAGES = 8
 """To find ranges on; as many others are compared."""
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-RANGE = {"observer": "MinMaxObserver", "bit": 8}
 W8A8 = QuantConfig(
-    w_qconfig=WeightQConfig("FixedFakeQuantize", **RANGE),
-    a_qconfig=ActivationQConfig("FixedFakeQuantize", **RANGE),
+    w_qconfig=WeightQConfig("FixedFakeQuantize", "MinMaxObserver", 8),
+    a_qconfig=ActivationQConfig("FixedFakeQuantize", "MinMaxObserver", 8),
     recon=None,
     calibrate=IMAGES,
     calibrate_range=IMAGES,
