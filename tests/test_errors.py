@@ -33,9 +33,9 @@ def raising(error):
 def test_every_error_of_the_package_has_the_base_and_a_built_in_class():
     assert len(classes()) >= 15
     for error in classes():
-        assert issubclass(error, QdropError) and issubclass(error, (ValueError, RuntimeError, FloatingPointError)), (
-            error
-        )
+        assert issubclass(error, QdropError) and issubclass(
+            error, (ValueError, RuntimeError, FloatingPointError, ImportError)
+        ), error
 
 
 @pytest.mark.parametrize(
