@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from qdrop.runs.environment import revision
-from qdrop.solver.memory import keeping_freed_memory
-from qdrop.solver.precision import layer_arithmetic
+from qdrop.runtime.memory import keeping_freed_memory
+from qdrop.runtime.precision import layer_arithmetic
 
 HERE = Path(__file__).parent
 QUICK = HERE.parent / "runs" / "benchmarks"

@@ -26,7 +26,7 @@ from qdrop.runs.page import mean_and_spread
 from qdrop.solver import recon
 from qdrop.solver.activations.cache import Pair, Value
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
-from qdrop.solver.loss import RoundingSchedule
+from qdrop.solver.objectives.regularizer import RoundingSchedule
 from qdrop.tasks.classification.accuracy import accuracy
 
 

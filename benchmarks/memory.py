@@ -32,8 +32,8 @@ from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import make_plan
 from qdrop.models import build_model
+from qdrop.runtime.memory import peak_memory_mb
 from qdrop.solver.calibrate import calibrate
-from qdrop.solver.memory import peak_memory_mb
 from qdrop.solver.recon import reconstruct
 
 NETWORKS = ("resnet18", "resnet50")

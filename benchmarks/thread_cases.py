@@ -17,8 +17,8 @@ from benchmarks.common import interleaved
 from benchmarks.step import CASES, candidates
 from qdrop.quantization.affine import fake_quantize
 from qdrop.quantization.drop import Drop, stream
-from qdrop.solver.memory import keeping_freed_memory
-from qdrop.solver.precision import layer_arithmetic
+from qdrop.runtime.memory import keeping_freed_memory
+from qdrop.runtime.precision import layer_arithmetic
 
 Work = Callable[[], object]
 CPU = torch.device("cpu")

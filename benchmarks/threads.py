@@ -20,7 +20,7 @@ import psutil
 from matplotlib.figure import Figure
 
 from benchmarks.common import Outcome, Table, arguments, axes, bars, main, printed_by
-from qdrop.openmp import ASLEEP, VARIABLE
+from qdrop.runtime.openmp import ASLEEP, VARIABLE
 
 POLICIES = {"asleep": ASLEEP, "spinning": None}
 """How threads wait, and what the environment says for it."""

@@ -20,9 +20,9 @@ from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan, make_plan
 from qdrop.models import build_model
+from qdrop.runtime.memory import keeping_freed_memory, peak_memory_mb
+from qdrop.runtime.precision import layer_arithmetic
 from qdrop.solver.calibrate import calibrate
-from qdrop.solver.memory import keeping_freed_memory, peak_memory_mb
-from qdrop.solver.precision import layer_arithmetic
 from qdrop.solver.recon import reconstruct
 
 CALIBRATE_RANGE, BATCH = 256, 64

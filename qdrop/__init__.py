@@ -7,7 +7,7 @@ qdrop.save(quantized, "model.safetensors")    # and qdrop.load("model.safetensor
 import lazy_loader
 
 # Names are listed in __init__.pyi and imported when they are used: importing torch takes seconds, and a command has
-# settings that torch must find when it is loaded (qdrop/openmp.py).
+# settings that torch must find when it is loaded (qdrop/runtime/openmp.py).
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"

@@ -20,10 +20,10 @@ from qdrop.errors import QdropError, first_line
 from qdrop.graph.inputs import Calibration, Example, tensors
 from qdrop.graph.ops import GraphError
 from qdrop.graph.plan import Plan
-from qdrop.openmp import advise
 from qdrop.quantization.state import quantizers
+from qdrop.runtime.console import telling
+from qdrop.runtime.openmp import advise
 from qdrop.solver.network import NAME, NetworkReport
-from qdrop.solver.progress import telling
 from qdrop.solver.recon import UnitReport
 
 log = logging.getLogger("qdrop")

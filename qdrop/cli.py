@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import qdrop
-from qdrop.openmp import wait_asleep
+from qdrop.runtime.openmp import wait_asleep
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""

@@ -29,16 +29,17 @@ from qdrop.graph.insert import quantize_graph
 from qdrop.graph.plan import Plan
 from qdrop.graph.plan import make_plan as place
 from qdrop.quantization.state import quantizers
+from qdrop.runtime.console import track
+from qdrop.runtime.memory import keeping_freed_memory
+from qdrop.runtime.precision import layer_arithmetic
 from qdrop.solver import network as network_stage
 from qdrop.solver import recon
 from qdrop.solver.calibrate import calibrate as find_ranges
 from qdrop.solver.estimate import duration, unit_costs
 from qdrop.solver.granularity import mixed
-from qdrop.solver.memory import keeping_freed_memory
 from qdrop.solver.network import NAME, NetworkReport
 from qdrop.solver.phases import phases
-from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.progress import UnitProgress, track
+from qdrop.solver.progress import UnitProgress
 from qdrop.solver.recon import Finished, UnitReport
 
 log = logging.getLogger("qdrop")

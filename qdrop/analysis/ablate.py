@@ -21,8 +21,8 @@ from rich.table import Table
 from qdrop.commands.command import exit_status
 from qdrop.config import load_config
 from qdrop.extras import extra
-from qdrop.openmp import run_program
 from qdrop.runs.page import mean_and_spread
+from qdrop.runtime.openmp import run_program
 from qdrop.solver.main_imagenet import run
 from qdrop.tasks.task import WORDS
 

@@ -29,10 +29,10 @@ from qdrop.config import load_config
 from qdrop.extras import extra
 from qdrop.graph.insert import quantized_weights
 from qdrop.models import build_model
-from qdrop.openmp import run_program
 from qdrop.runs.run_folder import SETTINGS
+from qdrop.runtime.console import track
+from qdrop.runtime.openmp import run_program
 from qdrop.solver.imagenet_util import calibration_images, validation_loader
-from qdrop.solver.progress import track
 
 SIZES = (0.02, 0.05, 0.1, 0.2)
 """Of perturbations, as shares of each filter's norm."""

@@ -14,8 +14,8 @@ from qdrop.config import Config, load_config, what_counts
 from qdrop.config.help import presets_help, settings_help
 from qdrop.errors import QdropError, first_line
 from qdrop.files import expanded
-from qdrop.solver.memory import is_out_of_memory
-from qdrop.solver.progress import ConsoleHandler
+from qdrop.runtime.console import ConsoleHandler
+from qdrop.runtime.memory import is_out_of_memory
 
 log = logging.getLogger("qdrop")
 

@@ -20,7 +20,7 @@ from qdrop.commands.command import exit_status, run_folder, run_parser
 from qdrop.config import config_from_dict, config_to_dict, load_config
 from qdrop.config.methods import METHODS
 from qdrop.extras import extra
-from qdrop.openmp import run_program
+from qdrop.runtime.openmp import run_program
 from qdrop.solver.main_imagenet import run
 from qdrop.tasks.task import Figures
 

@@ -23,12 +23,12 @@ from qdrop.config import Config, ConfigError, config_from_dict
 from qdrop.errors import first_line
 from qdrop.export.onnx_file import settings
 from qdrop.export.onnx_network import OnnxNetwork
-from qdrop.openmp import run_program
 from qdrop.registry import TASKS
 from qdrop.runs.run_folder import data_of_run
+from qdrop.runtime.memory import keeping_freed_memory
+from qdrop.runtime.openmp import run_program
+from qdrop.runtime.precision import layer_arithmetic
 from qdrop.solver.main_imagenet import prepare_device
-from qdrop.solver.memory import keeping_freed_memory
-from qdrop.solver.precision import layer_arithmetic
 from qdrop.tasks.task import Figures, in_words, make_task
 
 ALWAYS = (

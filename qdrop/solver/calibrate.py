@@ -8,7 +8,7 @@ from qdrop.graph.inputs import Calibration, split, tensors, to_device
 from qdrop.graph.scopes import calibrating
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers
-from qdrop.solver.progress import track
+from qdrop.runtime.console import track
 
 
 class CalibrationError(QdropError, ValueError):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qdrop.errors import first_line
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizers
-from qdrop.solver.memory import is_out_of_memory
+from qdrop.runtime.memory import is_out_of_memory
 from qdrop.solver.step import Gradients, Inputs, UnitLoss, eager, traced
 
 log = logging.getLogger("qdrop")

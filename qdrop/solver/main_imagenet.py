@@ -18,13 +18,13 @@ from qdrop.commands.command import exit_status, parse_args, run_folder
 from qdrop.config import Config, ConfigError, ProcessConfig
 from qdrop.graph.inputs import arguments, count_rows
 from qdrop.models import build_model_with_info
-from qdrop.openmp import available_cores, run_program
 from qdrop.quantization.state import quantizing
 from qdrop.runs.result import Result
 from qdrop.runs.resume import FinishedUnits, identity
 from qdrop.runs.run_folder import RESUME, RunFolder, complete, portable
 from qdrop.runs.scopes import locked, logging_to
-from qdrop.solver.memory import peak_memory_mb
+from qdrop.runtime.memory import peak_memory_mb
+from qdrop.runtime.openmp import available_cores, run_program
 from qdrop.tasks.task import in_words, make_task
 
 log = logging.getLogger("qdrop")

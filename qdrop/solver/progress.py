@@ -1,80 +1,24 @@
-"""What a user sees while it works: one console for log and bars, on standard error; in a pipe lines and no bar.
+"""What a user sees while units learn: a bar over all of them, a line for each, and how long it will take."""
 
-for batch in track(loader, "evaluating"):
-...
-"""
-
-import functools
 import logging
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+from qdrop.runtime.console import bar
 from qdrop.solver.estimate import Estimate, duration, in_words
 from qdrop.solver.recon import UnitReport
 from qdrop.solver.unit import Step
 
 log = logging.getLogger("qdrop")
-T = TypeVar("T")
 
 REFRESH = 0.5
 """Seconds between two updates of the bar: each reads the loss, which waits for the device."""
 LONG = 60.0
 """Seconds from which a reconstruction is long, so that it is told how long."""
-
-
-@functools.cache
-def console() -> Console:
-    """The console of this process: what writes to another tears the bar apart."""
-    return Console(stderr=True)
-
-
-class ConsoleHandler(logging.Handler):
-    """Writes log records to the console, above a bar if there is one; in a pipe a record is one line, however long."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See :meth:`logging.Handler.emit`."""
-        screen = console()
-        whole = not screen.is_terminal
-        screen.print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=whole)
-
-
-@contextmanager
-def telling() -> Iterator[None]:
-    """Inside: what the package says reaches the console, unless the caller has set up logging in a way of their own."""
-    if log.hasHandlers() or log.level != logging.NOTSET:
-        yield
-        return
-    handler = ConsoleHandler()
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(logging.NOTSET)
-
-
-def track(steps: Iterable[T], what: str, count: int | None = None) -> Iterator[T]:
-    """Each of `steps`, with a bar called `what` while they last; `count` of them, where they do not tell it."""
-    with _bar(
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    ) as bar:
-        yield from bar.track(steps, total=count, description=what)
-
-
-def _bar(*columns: ProgressColumn) -> Progress:
-    """A bar on the console, gone when it is done; none in a pipe or a file."""
-    screen = console()
-    shown = screen.is_terminal or screen.is_jupyter
-    aside = not sys.stdout.isatty()  # results in a pipe stay there
-    return Progress(*columns, console=screen, transient=True, redirect_stdout=not aside, disable=not shown)
 
 
 class UnitProgress:
@@ -91,7 +35,7 @@ class UnitProgress:
         self._finished = self._updated = 0.0
         total = sum(costs.values())
         self._estimate = Estimate(total)
-        self._bar = _bar(
+        self._bar = bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn(

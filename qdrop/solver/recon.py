@@ -15,16 +15,16 @@ from qdrop.graph.plan import Plan
 from qdrop.graph.split import Segment, segments
 from qdrop.quantization.state import quantizing
 from qdrop.registry import OBJECTIVES
+from qdrop.runtime.memory import give_back_freed_memory, peak_memory_mb
+from qdrop.runtime.precision import layer_arithmetic
 from qdrop.solver.activations.cache import ActivationCache, Pair, Separate, Value, pieces, run_all
 from qdrop.solver.activations.storage import CacheError, Storage
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.correction import corrected
-from qdrop.solver.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.solver.objectives import Objective
 from qdrop.solver.objectives.squared_error import reconstruction_loss
+from qdrop.solver.objectives.surroundings import Surroundings
 from qdrop.solver.phases import phases
-from qdrop.solver.precision import layer_arithmetic
-from qdrop.solver.surroundings import Surroundings
 from qdrop.solver.unit import ReconstructionError, Step, reconstruct_unit, unit_generator
 
 log = logging.getLogger("qdrop")

@@ -21,8 +21,8 @@ from qdrop.quantization.drop import Drop, scrambled_positions
 from qdrop.quantization.spec import Group, Kind
 from qdrop.quantization.state import quantizers
 from qdrop.registry import OBJECTIVES
-from qdrop.solver.loss import rounding_loss
 from qdrop.solver.objectives import Objective
+from qdrop.solver.objectives.regularizer import rounding_loss
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from qdrop.solver.activations.batches import Batch, batches_of
 from qdrop.solver.activations.cache import Pair, Separate, Value
 from qdrop.solver.adam import FusedAdam, cosine_rate
 from qdrop.solver.compiler import Compiler
-from qdrop.solver.loss import RoundingSchedule
 from qdrop.solver.objectives import Objective
+from qdrop.solver.objectives.regularizer import RoundingSchedule
 from qdrop.solver.phases import phases
 from qdrop.solver.step import Inputs, UnitLoss, masks_needed
 

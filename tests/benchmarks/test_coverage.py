@@ -32,8 +32,8 @@ def test_page():
     worse = Case("timm:b", 1_000_000, 96, "", 0.9, 0.5, 0.5, 0.99, "", "", 1e-6)
     text = coverage.page([good, worse, Case("timm:c", planned="GraphError: why")])
     assert "| planned | 2 | 66.7% |" in text
-    assert "- `timm:b`: cosine 0.500, of the naive reference 0.990\n" in text
-    assert "- `timm:c`: not planned: GraphError: why\n" in text and "`torchvision:a`:" not in text
+    assert "- `timm:b`: cosine 0.500, of the naive reference 0.990.\n" in text
+    assert "- `timm:c`: not planned: GraphError: why.\n" in text and "`torchvision:a`:" not in text
 
 
 def test_every_name_is_of_a_library_and_once():

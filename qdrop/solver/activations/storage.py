@@ -24,7 +24,7 @@ from qdrop.config import CacheConfig
 from qdrop.errors import QdropError
 from qdrop.quantization.layout import in_memory_order
 from qdrop.quantization.layout import memory_format as layout_of
-from qdrop.solver.memory import free_and_total, is_out_of_memory
+from qdrop.runtime.memory import free_and_total, is_out_of_memory
 
 log = logging.getLogger(__name__)
 

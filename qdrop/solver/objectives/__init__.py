@@ -8,7 +8,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from qdrop.solver.activations.cache import Value
-    from qdrop.solver.surroundings import Surroundings
+    from qdrop.solver.objectives.surroundings import Surroundings
 
 
 class Objective(ABC):

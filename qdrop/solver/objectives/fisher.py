@@ -16,7 +16,7 @@ from qdrop.solver.activations.cache import Separate, Value, pieces
 from qdrop.solver.objectives import Objective
 from qdrop.solver.objectives.divergence import divergence
 from qdrop.solver.objectives.squared_error import squared_error
-from qdrop.solver.surroundings import Rest, Surroundings
+from qdrop.solver.objectives.surroundings import Rest, Surroundings
 
 
 class Fisher(Objective):

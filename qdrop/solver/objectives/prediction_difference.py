@@ -14,7 +14,7 @@ from qdrop.solver.activations.cache import Value
 from qdrop.solver.objectives import Objective
 from qdrop.solver.objectives.divergence import divergence
 from qdrop.solver.objectives.squared_error import reconstruction_loss
-from qdrop.solver.surroundings import Rest, Surroundings
+from qdrop.solver.objectives.surroundings import Rest, Surroundings
 
 TEMPERATURE = 4.0
 """T."""

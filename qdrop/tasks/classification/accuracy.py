@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from qdrop.errors import first_line
 from qdrop.quantization.state import evaluating
-from qdrop.solver.progress import track
+from qdrop.runtime.console import track
 from qdrop.tasks.images import DataError
 from qdrop.tasks.task import NotFiniteError
 

@@ -18,8 +18,8 @@ from torchvision.transforms.functional import to_tensor
 
 from qdrop.config import Config, DataConfig, config_to_dict
 from qdrop.models.preparation import preparation
-from qdrop.openmp import available_cores
-from qdrop.solver.progress import track
+from qdrop.runtime.console import track
+from qdrop.runtime.openmp import available_cores
 from qdrop.tasks.classification.datasets import CIFAR_SIDE, class_names, training_source, validation_source
 from qdrop.tasks.images import DataError, Source, UnreadableImageError, warn_unreadable
 

@@ -19,7 +19,7 @@ from qdrop.config import DataConfig
 from qdrop.files import expanded
 from qdrop.models.detection.boxes import Size
 from qdrop.models.detection.preparation import together
-from qdrop.openmp import available_cores
+from qdrop.runtime.openmp import available_cores
 from qdrop.tasks.detection.coco import CocoImages
 from qdrop.tasks.images import DataError, ImageFiles, UnreadableImageError, image_names, warn_unreadable
 from qdrop.tasks.task import Images

@@ -10,7 +10,7 @@ from torch import nn
 from qdrop.config import Config
 from qdrop.errors import first_line
 from qdrop.files import write_file
-from qdrop.solver.progress import track
+from qdrop.runtime.console import track
 from qdrop.tasks.detection.average_precision import average_precision
 from qdrop.tasks.detection.data import (
     Batch,

@@ -11,11 +11,11 @@ from networks import images, network, quantized
 
 from qdrop.config import CacheConfig, ReconConfig
 from qdrop.graph.split import segments
+from qdrop.runtime.memory import free_and_total, is_out_of_memory
 from qdrop.solver import recon
 from qdrop.solver.activations import storage
 from qdrop.solver.activations.cache import ActivationCache, run_all
 from qdrop.solver.activations.storage import CacheError, Storage, Stored
-from qdrop.solver.memory import free_and_total, is_out_of_memory
 from qdrop.solver.recon import reconstruct
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

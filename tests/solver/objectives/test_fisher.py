@@ -9,7 +9,7 @@ import qdrop
 from qdrop.graph.split import segments
 from qdrop.solver.objectives.divergence import divergence
 from qdrop.solver.objectives.fisher import Fisher, fisher_diagonal
-from qdrop.solver.surroundings import Rest
+from qdrop.solver.objectives.surroundings import Rest
 
 
 def test_divergence():

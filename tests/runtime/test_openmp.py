@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import qdrop
-from qdrop.openmp import VARIABLE, advise
+from qdrop.runtime.openmp import VARIABLE, advise
 
 
 def python(*arguments, **variables):

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from qdrop.solver import memory
-from qdrop.solver.memory import free_and_total, keeping_freed_memory
+from qdrop.runtime import memory
+from qdrop.runtime.memory import free_and_total, keeping_freed_memory
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_freed_memory_is_given_back():
     """In a process of its own, where nothing else allocates."""
     code = (
         "import psutil, torch\n"
-        "from qdrop.solver.memory import give_back_freed_memory, keeping_freed_memory\n"
+        "from qdrop.runtime.memory import give_back_freed_memory, keeping_freed_memory\n"
         "held = lambda: psutil.Process().memory_info().rss >> 20\n"
         "fill = lambda: torch.ones(100 << 18).sum()\n"
         "torch.ones(1), psutil.Process()\n"

@@ -12,10 +12,10 @@ from rich.console import Console
 import qdrop
 from qdrop.commands.command import exit_status
 from qdrop.config import DataConfig
-from qdrop.openmp import available_cores
-from qdrop.solver import progress
+from qdrop.runtime import console
+from qdrop.runtime.console import ConsoleHandler, track
+from qdrop.runtime.openmp import available_cores
 from qdrop.solver.imagenet_util import validation_loader
-from qdrop.solver.progress import ConsoleHandler, track
 
 log = logging.getLogger("qdrop")
 
@@ -24,7 +24,7 @@ def screen(monkeypatch, terminal: bool) -> io.StringIO:
     """The console's output; `terminal`: whether it takes itself for one."""
     out = io.StringIO()
     made = Console(file=out, force_terminal=terminal, width=60)
-    monkeypatch.setattr(progress, "console", lambda: made)
+    monkeypatch.setattr(console, "console", lambda: made)
     return out
 
 

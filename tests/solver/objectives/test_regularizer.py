@@ -3,7 +3,7 @@ import torch
 from networks import weight_spec
 
 from qdrop.quantization.fake_quant import build_quantizer
-from qdrop.solver.loss import RoundingSchedule, rounding_loss
+from qdrop.solver.objectives.regularizer import RoundingSchedule, rounding_loss
 from qdrop.solver.objectives.squared_error import reconstruction_loss, squared_error
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from forked import forked
 
-from qdrop.solver.precision import layer_arithmetic
+from qdrop.runtime.precision import layer_arithmetic
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -22,7 +22,7 @@ def test_holds_inside_and_is_restored_also_after_an_exception(allowed):
 
 NEWER = """
 import torch
-from qdrop.solver.precision import layer_arithmetic
+from qdrop.runtime.precision import layer_arithmetic
 backends = torch.backends
 {setting}
 def state():
