@@ -5,7 +5,7 @@ import logging
 import operator
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -48,7 +48,7 @@ def _program(model: nn.Module, given: Arguments, axes: tuple[int, ...]) -> torch
     try:
         with _quiet():
             program = torch.export.export(model, (), dict(given), dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: attention})
+            return program.run_decompositions(_products())
     except Exception as error:  # a foreign network may raise anything
         raise GraphError(
             f"cannot capture {type(model).__name__}: {first_line(error)}{_line_of_the_model(error)}"
@@ -92,6 +92,13 @@ def attention(
     if attn_mask is not None:
         scores = scores + attn_mask
     return torch.matmul(torch.softmax(scores, -1), value)
+
+
+def _products() -> dict[Any, Callable[..., Any]]:
+    """What is written in products, and how: attention as above, sums over indices as torch has them."""
+    aten, known = torch.ops.aten, torch.export.default_decompositions()
+    sums = (aten.einsum.default, aten.tensordot.default)
+    return {aten.scaled_dot_product_attention.default: attention} | {operator: known[operator] for operator in sums}
 
 
 @contextmanager

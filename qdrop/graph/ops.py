@@ -121,7 +121,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     **_rows(
         Role.OPAQUE,
-        "lstm gru rnn_tanh rnn_relu embedding bilinear einsum tensordot fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 "
+        "lstm gru rnn_tanh rnn_relu embedding bilinear fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 "
         "view_as_real view_as_complex complex real imag conv_tbc",
     ),
     **_rows(Role.SIZE, "sym_size sym_numel sym_stride item _local_scalar_dense"),

@@ -115,6 +115,9 @@ class YoloFastestV2(nn.Module):
         channels: Width of pyramid and heads.
     """
 
+    divisor = 32
+    """Sides of a batch are multiples of it, which those of one picture are."""
+
     def __init__(self, num_classes: int = 80, channels: int = 72) -> None:
         super().__init__()
         self.num_classes = num_classes

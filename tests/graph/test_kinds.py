@@ -301,6 +301,20 @@ class Routed(nn.Module):
         return self.head(F.relu(torch.bmm(matrix, x.flatten(2))).mean(2))
 
 
+class Indexed(nn.Module):
+    """Attention and a layer as sums over named indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.matrix = nn.Conv2d(3, 2 * WIDTH, 2, 2), nn.Parameter(torch.zeros(WIDTH, 2))
+
+    def forward(self, x):
+        keys, values = self.stem(x).flatten(2).chunk(2, 1)
+        attention = torch.einsum("bci,bcj->bij", keys, keys).softmax(-1)
+        mixed = torch.einsum("bij,bcj->bci", attention, values)
+        return torch.tensordot(mixed.mean(2), self.matrix, 1)
+
+
 class Standardised(nn.Module):
     """A weight that is standardised in every forward, in a layer that is called twice."""
 
@@ -380,6 +394,7 @@ KINDS = {
     "size as input": (SizeAsInput, two_pictures, "stem head", None),
     "computed weight": (ComputedWeight, pictures, "stem kernel head", None),
     "product of activations": (Routed, pictures, "stem route experts head", None),
+    "sums over indices": (Indexed, pictures, "stem weight", None),
     "standardised and shared": (Standardised, pictures, "stem weight head", None),
     "dict in and out": (FromDict, weighted, "conv head", None),
 }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qdrop.models.detection.box_head import BoxHead, roi_features
 from qdrop.models.detection.boxes import Detection, Size
-from qdrop.models.detection.preparation import prepare, together
+from qdrop.models.detection.preparation import DIVISOR, prepare, together
 from qdrop.models.detection.pyramid import FeaturePyramid
 from qdrop.models.detection.retina_head import RetinaHead
 from qdrop.models.detection.rpn import RPNHead, proposals
@@ -24,6 +24,9 @@ class Detector(nn.Module, ABC):
         neck: The pyramid.
         num_classes: Classes, the background not counted.
     """
+
+    divisor = DIVISOR
+    """Sides of a batch are multiples of it."""
 
     def __init__(self, depths: tuple[int, int, int, int], neck: nn.Module, num_classes: int) -> None:
         super().__init__()

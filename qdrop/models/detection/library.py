@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from qdrop.models.detection.boxes import Detection, Size
-from qdrop.models.detection.preparation import DIVISOR
 from qdrop.quantization.state import holding
 
 COCO_LABELS = 91
@@ -88,6 +87,12 @@ class TorchvisionDetector(nn.Module):
         return len(self._labels)
 
     @property
+    def divisor(self) -> int:
+        """Sides of a batch are multiples of it: 1 for SSD, whose images are all of one size."""
+        transform: Any = self.model.transform
+        return int(transform.size_divisible)
+
+    @property
     def _holder(self) -> nn.Module:
         """What has the head as its attribute."""
         rpn = getattr(self.model, "rpn", None)
@@ -129,7 +134,7 @@ class TorchvisionDetector(nn.Module):
         features = outputs["features"] if self.heads else outputs
         with ExitStack() as scopes:
             scopes.enter_context(holding([self.model], "backbone", _Given(features)))
-            scopes.enter_context(holding([self.model], "transform", _Prepared(sizes, scales)))
+            scopes.enter_context(holding([self.model], "transform", _Prepared(sizes, scales, self.divisor)))
             if self.heads:
                 scopes.enter_context(holding([self._holder], "head", _Given(outputs["head"])))
             found = self.model([torch.empty(3, 0, 0) for _ in sizes])
@@ -147,15 +152,15 @@ class TorchvisionDetector(nn.Module):
 class _Prepared(nn.Module):
     """In the place of a detector's transform, for images that were prepared before."""
 
-    def __init__(self, sizes: Sequence[Size], scales: Sequence[Tensor]) -> None:
+    def __init__(self, sizes: Sequence[Size], scales: Sequence[Tensor], divisor: int) -> None:
         super().__init__()
-        self._sizes, self._scales = list(sizes), scales
+        self._sizes, self._scales, self._divisor = list(sizes), scales, divisor
 
     def forward(self, images: Any, targets: None) -> tuple[Any, None]:
         """The sizes, in the form that torchvision has; no pixel is needed any more."""
         from torchvision.models.detection.image_list import ImageList
 
-        height, width = (-(-max(size[axis] for size in self._sizes) // DIVISOR) * DIVISOR for axis in (0, 1))
+        height, width = (-(-max(sides) // self._divisor) * self._divisor for sides in zip(*self._sizes, strict=True))
         return ImageList(torch.empty(len(self._sizes), 3, height, width, device="meta"), self._sizes), targets
 
     def postprocess(self, found: list[dict[str, Tensor]], sizes: Any, original_sizes: Any) -> list[dict[str, Tensor]]:

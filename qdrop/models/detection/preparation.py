@@ -14,7 +14,7 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 """Of each channel, red, green, blue, of pixels from 0 to 255."""
 DIVISOR = 32
-"""Of the sides of a batch."""
+"""Of the sides of a batch, for detectors whose pyramid halves a side five times."""
 
 
 def resized(size: Size, long: int = LONG, short: int = SHORT) -> Size:
@@ -73,7 +73,7 @@ def _neighbours(length: int, count: int, device: torch.device) -> tuple[Tensor, 
     return first, second, weights[0].to(device), weights[1].to(device)
 
 
-def together(images: Sequence[Tensor]) -> Tensor:
-    """Prepared images `[3, h, w]` as one batch `[N, 3, H, W]`: zeros to the right and below, to multiples of 32."""
-    height, width = (-(-max(image.shape[axis] for image in images) // DIVISOR) * DIVISOR for axis in (1, 2))
+def together(images: Sequence[Tensor], divisor: int = DIVISOR) -> Tensor:
+    """Prepared images `[3, h, w]` as a batch `[N, 3, H, W]`, with zeros to the right and below up to the divisor."""
+    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2))
     return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])

@@ -4,7 +4,7 @@ data.path/train2017/*.jpg  data.path/val2017/*.jpg  data.path/annotations/instan
 data.path/train/*.jpg      data.path/val/*.jpg      data.path/val.json
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,8 +27,16 @@ from qdrop.tasks.task import Images
 LAYOUTS = (("train2017", "val2017", "annotations/instances_val2017.json"), ("train", "val", "val.json"))
 """Folder to calibrate on, folder to evaluate on, its annotations; below `data.path`. The first is COCO's own."""
 
-Prepare = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A picture, RGB uint8 [3, H, W] -> as the network takes it [3, h, w], and its width and height over the picture's."""
+
+class Preparation(Protocol):
+    """How pictures become a batch."""
+
+    @property
+    def divisor(self) -> int:
+        """Prepared images of a batch are padded with zeros to the right and below, to multiples of it."""
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """A picture, RGB uint8 [3, H, W], as the network takes it [3, h, w]; its new width and height over the old."""
 
 
 class Pictures(Protocol):
@@ -50,7 +58,7 @@ class Batch:
     indices: list[int]
     """Positions of the pictures in the data set."""
     images: Tensor
-    """[N, 3, H, W], padded with zeros to the right and below, to multiples of 32."""
+    """[N, 3, H, W], padded with zeros to the right and below."""
     sizes: list[Size]
     """Height and width of each without padding."""
     scales: list[Tensor]
@@ -94,13 +102,13 @@ def _layout(config: DataConfig) -> tuple[Path, tuple[str, str, str]]:
 
 
 def calibration_images(
-    pictures: ImageFiles, prepare: Prepare, mirror: bool, count: int, batch: int, seed: int
+    pictures: ImageFiles, preparation: Preparation, mirror: bool, count: int, batch: int, seed: int
 ) -> Images:
     """Pictures chosen at random without replacement, prepared.
 
     Args:
         pictures: Those to choose from.
-        prepare: How the detector wants them.
+        preparation: How the detector wants them.
         mirror: Whether half of them are mirrored.
         count: How many.
         batch: How many in a batch where sizes differ.
@@ -123,7 +131,7 @@ def calibration_images(
             pixels = pil_to_tensor(pictures.load(index))
         except UnreadableImageError:
             continue
-        images.append(prepare(pixels.flip(-1) if mirrored[number] else pixels)[0])
+        images.append(preparation.prepare(pixels.flip(-1) if mirrored[number] else pixels)[0])
     if len(images) < count:
         raise DataError(
             f"calibration needs {count} images, found {len(images)} that can be read among {len(order)} in"
@@ -134,14 +142,15 @@ def calibration_images(
     upright, others = (
         [image for image in images if (image.shape[1] > image.shape[2]) is tall] for tall in (True, False)
     )
-    return [together(alike[i : i + batch]) for alike in (upright, others) for i in range(0, len(alike), batch)]
+    parts = [alike[i : i + batch] for alike in (upright, others) for i in range(0, len(alike), batch)]
+    return [together(part, preparation.divisor) for part in parts]
 
 
 class Prepared(Dataset["tuple[int, Tensor, Tensor] | str | DataError"]):
     """Chosen pictures as a detector takes them; of one that cannot be read its name; an error is raised later."""
 
-    def __init__(self, pictures: Pictures, chosen: Sequence[int], prepare: Prepare) -> None:
-        self._pictures, self._chosen, self._prepare = pictures, chosen, prepare
+    def __init__(self, pictures: Pictures, chosen: Sequence[int], preparation: Preparation) -> None:
+        self._pictures, self._chosen, self._prepare = pictures, chosen, preparation.prepare
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -156,7 +165,7 @@ class Prepared(Dataset["tuple[int, Tensor, Tensor] | str | DataError"]):
             return error
 
 
-def batches(pictures: Pictures, chosen: Sequence[int], prepare: Prepare, config: DataConfig) -> Iterator[Batch]:
+def batches(pictures: Pictures, chosen: Sequence[int], preparation: Preparation, config: DataConfig) -> Iterator[Batch]:
     """Chosen pictures of a data set in batches, in that order.
 
     What cannot be read is left out, with one warning after the last batch.
@@ -165,7 +174,7 @@ def batches(pictures: Pictures, chosen: Sequence[int], prepare: Prepare, config:
         DataError: If a picture has another size than its annotations say.
     """
     loader = DataLoader(
-        Prepared(pictures, chosen, prepare),
+        Prepared(pictures, chosen, preparation),
         batch_size=config.batch_size,
         num_workers=min(config.num_workers, available_cores()),
         collate_fn=list,
@@ -180,7 +189,8 @@ def batches(pictures: Pictures, chosen: Sequence[int], prepare: Prepare, config:
         read = [sample for sample in samples if isinstance(sample, tuple)]
         if read:
             indices, images, scales = (list(values) for values in zip(*read, strict=True))
-            yield Batch(indices, together(images), [(i.shape[1], i.shape[2]) for i in images], scales)
+            sizes = [(image.shape[1], image.shape[2]) for image in images]
+            yield Batch(indices, together(images, preparation.divisor), sizes, scales)
     warn_unreadable(unreadable, len(chosen), "left out of the average precision")
 
 

@@ -11,14 +11,14 @@ from qdrop.config import ModelConfig
 from qdrop.models import BUILDERS, ModelError, build_model
 from qdrop.models.detection.boxes import Detection, Size
 from qdrop.quantization.state import evaluating
-from qdrop.tasks.detection.data import Batch
+from qdrop.tasks.detection.data import Batch, Preparation
 from qdrop.tasks.task import NotFiniteError
 
 Found = list[tuple[int, Detection]]
 """Positions of pictures in a data set, and what was found in each, in its pixels."""
 
 
-class Detector(Protocol):
+class Detector(Preparation, Protocol):
     """A network that is quantized, how pictures become its inputs, and how its outputs become boxes."""
 
     num_classes: int
@@ -26,12 +26,6 @@ class Detector(Protocol):
 
     def features(self) -> nn.Module:
         """What is quantized: prepared images [N, 3, H, W] to any nest of tensors. The detector itself, or a part."""
-
-    def prepare(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """A picture, RGB uint8 [3, H, W], as the network takes it [3, h, w]; its new width and height over the old.
-
-        In a batch it is padded with zeros to the right and below, to multiples of 32.
-        """
 
     def decode(self, outputs: Any, sizes: Sequence[Size], scales: Sequence[Tensor]) -> list[Detection]:
         """Boxes in the pixels of the pictures, from the outputs for prepared images of these sizes and scales."""
@@ -43,7 +37,8 @@ def as_detector(model: Any, type: str) -> Detector:
     Raises:
         ModelError: If it is none.
     """
-    if missing := [name for name in ("features", "prepare", "decode", "num_classes") if not hasattr(model, name)]:
+    parts = ("features", "prepare", "divisor", "decode", "num_classes")
+    if missing := [name for name in parts if not hasattr(model, name)]:
         raise ModelError(f"model.type = {type} is no detector, which data.type = coco is for: no {', '.join(missing)}")
     detector: Detector = model
     return detector

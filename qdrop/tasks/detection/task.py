@@ -67,7 +67,7 @@ class DetectionTask:
     def calibration(self, count: int, seed: int) -> Images:
         """Training pictures, prepared; those of several sizes in batches of `quant.calibrate_batch`."""
         data, batch = self._config.data, self._config.quant.calibrate_batch
-        return calibration_images(training_pictures(data), self.detector.prepare, data.augment, count, batch, seed)
+        return calibration_images(training_pictures(data), self.detector, data.augment, count, batch, seed)
 
     def check(self, model: nn.Module) -> None:
         """See that there are as many classes as the network has, and run it on a picture."""
@@ -102,4 +102,4 @@ class DetectionTask:
             drawn.save(folder / PICTURES / f"{self._pictures.ids[index]}.jpg")
 
     def _batches(self, chosen: Sequence[int]) -> Iterator[Batch]:
-        return batches(self._pictures, chosen, self.detector.prepare, self._config.data)
+        return batches(self._pictures, chosen, self.detector, self._config.data)

@@ -17,6 +17,7 @@ class Squares(nn.Module):
     """Finds bright squares: a box for each cell of 16x16 pixels, its score the brightness of the cell."""
 
     num_classes = 2
+    divisor = SIDE
 
     def __init__(self):
         super().__init__()

@@ -42,6 +42,20 @@ def finished(coco, squares, tmp_path):
     return run(settings, tmp_path / "run"), tmp_path / "run"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "ssd300_vgg16", "retinanet_resnet50_fpn"])
+def test_a_detector_of_torchvision_by_config(name, coco, tmp_path):
+    settings = config(coco, f"torchvision:{name}", batch_size=2)
+    kwargs = {"num_classes": 3, "heads": True} | ({"min_size": 64} if "retinanet" in name else {})
+    settings = replace(settings, model=replace(settings.model, kwargs=kwargs))
+    settings = replace(settings, quant=replace(settings.quant, recon=None))
+    result = run(settings, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "detections.json").read_text())
+    assert len(found) > 0 and {box["image_id"] for box in found} <= set(range(1, 7))
+    again, images, _ = evaluate(tmp_path / "run")
+    assert again == result.outcome and images == 6
+
+
 def test_a_run_by_config(finished):
     result, folder = finished
     assert list(result.outcome) == ["AP", "AP50", "AP75"]
