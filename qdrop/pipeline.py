@@ -39,7 +39,7 @@ from qdrop.solver.estimate import duration, unit_costs
 from qdrop.solver.granularity import mixed
 from qdrop.solver.network import NAME, NetworkReport
 from qdrop.solver.phases import phases
-from qdrop.solver.progress import UnitProgress
+from qdrop.solver.progress import UnitProgress, timed
 from qdrop.solver.recon import Finished, UnitReport
 
 log = logging.getLogger("qdrop")
@@ -178,7 +178,7 @@ def learn_network(
     assert isinstance(inputs, dict)  # images of several sizes were refused at the start
 
     def watch(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        return track(batches, NAME, iters)
+        return timed(track(batches, NAME, iters), NAME, iters, device)
 
     report = network_stage.learn_network(network, inputs, quant.network, seed, device, watch)
     told = (report.loss_before, report.loss_after, duration(report.seconds))

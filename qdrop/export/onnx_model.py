@@ -72,7 +72,7 @@ def export_onnx(
 
 def to_onnx(model: fx.GraphModule, example: Example, container: Container) -> onnx.ModelProto:
     """The ONNX model that :func:`export_onnx` writes."""
-    copy = marked(model)
+    copy = _flat(marked(model))
     try:
         program = torch.onnx.export(
             export_program(copy, arguments(model, example)),
@@ -127,6 +127,14 @@ def _output_names(model: fx.GraphModule) -> list[str]:
     (node,) = model.graph.find_nodes(op="output")
     paths = [path for path, value in _leaves(node.args[0]) if isinstance(value, fx.Node)]
     return [".".join(path if path and not path[0].isdigit() else ("output", *path)) for path in paths]
+
+
+def _flat(model: fx.GraphModule) -> fx.GraphModule:
+    """A network that gives its outputs one after the other, and nothing that is no output, as a number or None."""
+    (node,) = model.graph.find_nodes(op="output")
+    node.args = (tuple(value for _, value in _leaves(node.args[0]) if isinstance(value, fx.Node)),)
+    model.recompile()
+    return model
 
 
 def _leaves(nest: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -10,6 +10,8 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram, export, save
 from torch.utils import _pytree as pytree
 
+from qdrop.errors import first_line
+from qdrop.export.errors import ExportError
 from qdrop.files import write_file
 from qdrop.graph.inputs import Example, arguments, rows
 
@@ -24,11 +26,17 @@ def export_program(model: fx.GraphModule, example: Example) -> ExportedProgram:
 
     Returns:
         The program; `.module()` runs it and :func:`save_program` writes it.
+
+    Raises:
+        ExportError: If it computes differently for some sizes of the batch.
     """
     given = tuple(rows(arguments(model, example), [0, 0]).values())  # export takes a batch of one for a constant
     batch = {0: Dim("N")}
     shapes: Any = pytree.tree_map(lambda v: batch if isinstance(v, Tensor) and v.ndim else None, given)
-    return export(model, given, dynamic_shapes=shapes)
+    try:
+        return export(model, given, dynamic_shapes=shapes)
+    except torch._dynamo.exc.UserError as error:
+        raise ExportError(f"the network cannot be exported for a batch of any size: {first_line(error)}") from error
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

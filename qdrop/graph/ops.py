@@ -107,9 +107,9 @@ OPERATORS: dict[str, Operator] = {
         "slice select index index_select gather split split_with_sizes chunk unbind tensor_split narrow cat "
         "concat stack expand expand_as repeat repeat_interleave tile pad constant_pad_nd reflection_pad1d "
         "reflection_pad2d replication_pad1d replication_pad2d max_pool1d max_pool2d max_pool3d "
-        "max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d amax amin max min where masked_fill "
-        "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d tril triu diagonal "
-        "unfold im2col sort topk masked_select scatter index_put slice_scatter select_scatter copy fill "
+        "max_pool2d_with_indices max_unpool2d adaptive_max_pool1d adaptive_max_pool2d amax amin max min where "
+        "masked_fill upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d tril triu "
+        "diagonal unfold im2col sort topk masked_select scatter index_put slice_scatter select_scatter copy fill "
         "meshgrid broadcast_tensors as_strided argmax argmin eq ne lt le gt ge logical_and "
         "logical_or logical_not bitwise_and bitwise_or bitwise_not isnan isfinite any all one_hot",
     ),

@@ -2,10 +2,12 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+import torch
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from qdrop.runtime.console import bar
@@ -14,11 +16,23 @@ from qdrop.solver.recon import UnitReport
 from qdrop.solver.unit import Step
 
 log = logging.getLogger("qdrop")
+T = TypeVar("T")
 
 REFRESH = 0.5
 """Seconds between two updates of the bar: each reads the loss, which waits for the device."""
 LONG = 60.0
 """Seconds from which a reconstruction is long, so that it is told how long."""
+
+
+def timed(steps: Iterable[T], name: str, count: int, device: torch.device) -> Iterator[T]:
+    """Each of `count` steps on a device; says how long they take, once it is known to be long."""
+    estimate = Estimate(count)
+    wait = (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
+    for done, step in enumerate(steps, 1):
+        yield step
+        left = estimate.left(done, wait)
+        if left is not None and left > LONG:
+            log.info("%s: some %s to go on this machine: %s iterations", name, duration(left), f"{count:,}")
 
 
 class UnitProgress:

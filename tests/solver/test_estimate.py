@@ -6,7 +6,7 @@ from networks import images, network, quantized
 
 from qdrop.solver import estimate
 from qdrop.solver.estimate import Estimate, duration, in_words, unit_costs
-from qdrop.solver.progress import UnitProgress
+from qdrop.solver.progress import UnitProgress, timed
 from qdrop.solver.unit import Step
 
 
@@ -69,6 +69,16 @@ def test_a_long_run_says_once_how_long_it_takes_and_what_would_be_faster(caplog,
 
 def test_of_a_short_run_nothing_is_said(caplog, clock):
     assert told(caplog, clock, seconds=0.002) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(1.0, ["all: some 13 min to go on this machine: 800 iterations"]), (0.01, [])]
+)
+def test_a_long_stage_says_once_how_long_it_takes(seconds, told, caplog, clock):
+    with caplog.at_level("INFO", "qdrop"):
+        for _ in timed(range(800), "all", 800, torch.device("cpu")):
+            clock[0] += seconds
+    assert [record.message for record in caplog.records] == told
 
 
 def test_where_nothing_is_faster_nothing_is_offered():
