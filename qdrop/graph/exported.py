@@ -5,7 +5,7 @@ import logging
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from qdrop.errors import first_line
 from qdrop.graph.captured import CapturedGraph
 from qdrop.graph.inputs import Arguments
 from qdrop.graph.ops import GraphError
+from qdrop.graph.products import products
 from qdrop.quantization.state import holding
 
 
@@ -48,57 +49,11 @@ def _program(model: nn.Module, given: Arguments, axes: tuple[int, ...]) -> torch
     try:
         with _quiet():
             program = torch.export.export(model, (), dict(given), dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions(_products())
+            return program.run_decompositions(products())
     except Exception as error:  # a foreign network may raise anything
         raise GraphError(
             f"cannot capture {type(model).__name__}: {first_line(error)}{_line_of_the_model(error)}"
         ) from error
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`softmax(query @ key^T * scale + mask) @ value` (Vaswani et al., 2017, eq. 1), in products that are quantized.
-
-    Args:
-        query: `[..., L, E]`.
-        key: `[..., S, E]`.
-        value: `[..., S, V]`.
-        attn_mask: Added to the scores `[..., L, S]`, or, of booleans, where to look.
-        dropout_p: Not used: a network is captured in evaluation mode.
-        is_causal: Whether each of L sees only those of S before it.
-        scale: Of the scores; None: 1/sqrt(E).
-        enable_gqa: Whether several queries share a key and a value, along axis -3.
-
-    Returns:
-        `[..., L, V]`.
-    """
-    if enable_gqa:
-        shared = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(shared, -3), value.repeat_interleave(shared, -3)
-    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -1e9)
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return torch.matmul(torch.softmax(scores, -1), value)
-
-
-def _products() -> dict[Any, Callable[..., Any]]:
-    """What is written in products, and how: attention as above, sums over indices as torch has them."""
-    aten, known = torch.ops.aten, torch.export.default_decompositions()
-    sums = (aten.einsum.default, aten.tensordot.default)
-    return {aten.scaled_dot_product_attention.default: attention} | {operator: known[operator] for operator in sums}
 
 
 @contextmanager
@@ -109,17 +64,6 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         with redirect_stderr(sink), redirect_stdout(sink):
             yield
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Inside: `nn.MultiheadAttention` computes by operators, not in one of its own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _owned(program: torch.export.ExportedProgram) -> CapturedGraph:

@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from qdrop.graph.capture import capture
-from qdrop.graph.exported import attention
 from qdrop.graph.ops import GraphError, is_listed, operation, owner
+from qdrop.graph.products import attention, einsum
 
 # ---- what comes out ----
 
@@ -290,6 +290,29 @@ def test_attention_is_that_of_torch(settings):
     query, key, value = (torch.randn(2, 3, n, 6, generator=generator) for n in (4, 5, 5))
     expected = F.scaled_dot_product_attention(query, key, value, **settings)
     torch.testing.assert_close(attention(query, key, value, **settings), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("equation", "first", "second", "product"),
+    [
+        ("nchw,oc->nohw", (2, 3, 4, 5), (6, 3), True),
+        ("nchw, chd -> ndw", (2, 3, 4, 5), (3, 4, 6), True),
+        ("nc,cok->nok", (2, 3), (3, 4, 5), True),
+        ("nc,nd->ncd", (2, 3), (2, 4), False),
+        ("nc,c->nc", (2, 3), (3,), False),
+        ("nc,cd", (2, 3), (3, 4), False),
+        ("nch,co->no", (2, 3, 4), (3, 5), False),
+        ("...c,co->...o", (2, 3), (3, 4), False),
+        ("nii,io->no", (2, 3, 3), (3, 4), False),
+    ],
+)
+def test_a_sum_over_indices_is_that_of_torch(equation, first, second, product):
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(shape, generator=generator) for shape in (first, second)]
+    found = einsum(equation, operands)
+    assert (found is not None) is product
+    if found is not None:
+        torch.testing.assert_close(found, torch.einsum(equation, operands))
 
 
 def test_attention_of_grouped_queries_is_that_of_torch():

@@ -312,7 +312,7 @@ class Indexed(nn.Module):
         keys, values = self.stem(x).flatten(2).chunk(2, 1)
         attention = torch.einsum("bci,bcj->bij", keys, keys).softmax(-1)
         mixed = torch.einsum("bij,bcj->bci", attention, values)
-        return torch.tensordot(mixed.mean(2), self.matrix, 1)
+        return torch.einsum("co,bci->boi", self.matrix, mixed)
 
 
 class Standardised(nn.Module):
