@@ -153,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     made.add_argument("--out", type=Path, default=Path("ablate"), metavar="FOLDER", help="for runs and figures")
     made.add_argument("--other", metavar="FOLDER", help="calibration images of another domain, for the study `domain`")
-    made.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value", help="data.path=...")
+    made.add_argument(
+        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="key=value", help="data.path=..."
+    )
     return made
 
 

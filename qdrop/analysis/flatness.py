@@ -247,7 +247,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--directions", type=int, default=5, metavar="N", help="random directions")
     made.add_argument("--plane", action="store_true", help="also the loss over two directions")
     made.add_argument("--points", type=int, default=11, metavar="N", help="of the plane, along each side")
-    made.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value", help="data.path=...")
+    made.add_argument(
+        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="key=value", help="data.path=..."
+    )
     return made
 
 

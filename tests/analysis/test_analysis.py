@@ -77,8 +77,7 @@ def test_flatness_of_a_run(tmp_path, capsys):
 
 
 def test_an_ablation_goes_through_all_seeds_and_is_not_repeated(tmp_path, capsys, monkeypatch):
-    settings = [item for setting in SHORT for item in ("--set", setting)]
-    arguments = ["where", "--config", str(CONFIG), "--out", str(tmp_path), "--seeds", "1", "2", *settings]
+    arguments = ["where", "--config", str(CONFIG), "--out", str(tmp_path), "--seeds", "1", "2", "--set", *SHORT]
     assert ablate.main(arguments) == 0
     found = rows(tmp_path / "ablate.csv")
     assert len(found) == 8 and {row["seed"] for row in found} == {"1", "2"}
