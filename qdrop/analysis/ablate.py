@@ -54,6 +54,12 @@ STUDIES: dict[str, Variants] = {
 }
 """What is varied: `drop`, the probability of KEEPING a quantized value; `where` it is dropped; how many calibration
 `images`; `iterations` for each unit; and over the whole `network` afterwards."""
+AXES = {
+    "drop": "probability of keeping a quantized value",
+    "images": "calibration images",
+    "iterations": "iterations for each unit",
+}
+"""What the axis of a figure says, where the name of the study says less."""
 DOMAIN = "domain"
 """A study of its own, as it needs a folder: calibration images of the data itself, and others."""
 
@@ -119,7 +125,7 @@ def draw(found: Sequence[Point], study: str, file: Path) -> None:
         values = _values(found, study, variant)
         axes.plot([place] * len(values), values, "o", color="#3a76af", alpha=0.6, markersize=5)
     axes.set_xticks(range(len(variants)), variants)
-    axes.set_xlabel(study)
+    axes.set_xlabel(AXES.get(study, study))
     axes.set_ylabel(f"{found[0].figure}, %")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from qdrop.config.methods import METHODS, method_of
 from qdrop.errors import first_line
 from qdrop.runs.table import Row, TableError
 
@@ -20,9 +21,11 @@ BITS = ("W4A4", "W3A3", "W2A4", "W2A2")
 """Of the paper's tables, in this order; others come behind them."""
 COLUMNS = ("quant.recon.iters=", "quant.recon.drop_prob=")
 """Settings that a table shows in columns of their own."""
+BY_DROP = ("nearest", "qdrop", "case2", "qdrop-e2e")
+"""Methods that the probability of the drop, and whether a stage follows, tell apart."""
 WIDTH = 110
 """Columns of a command."""
-OF_LEARNING = ("quant.recon", "quant.calibrate")
+OF_LEARNING = ("quant.recon", "quant.network", "quant.calibrate")
 """Settings without which round-to-nearest is the same, or nearly: which images set the ranges changes it little."""
 
 HEADER = """\
@@ -69,6 +72,8 @@ class Recipe:
 
     number: int
     """Counted in its table."""
+    method: str
+    """What it is called."""
     words: tuple[str, ...]
     """The settings, as :func:`settings` gives them."""
     rows: list[Row]
@@ -95,7 +100,10 @@ def page(exp: Path, rows: Iterable[Row]) -> str:
     for (kind, model), section in _by(rows, lambda row: (row.config.data.type, row.result.model)):
         figures = published.get(kind, {}).get(model)
         for (data, images), same in _by(section, lambda row: (row.result.data, row.result.validation_images)):
-            recipes = [Recipe(n, words, alike) for n, ((*_, words), alike) in enumerate(_by(same, _order), 1)]
+            recipes = [
+                Recipe(n, method, words, alike)
+                for n, ((_, _, method, _, words), alike) in enumerate(_by(same, _order), 1)
+            ]
             title = f"### {model}: {data} ({images:,} images)"
             measured += ["", title, "", *_table(recipes, figures)]
             commands += ("", title, "", "```bash", *chain(*map(_command, recipes)), "```")
@@ -155,7 +163,7 @@ def _table(recipes: Sequence[Recipe], published: dict[str, float] | None) -> Ite
     for recipe in recipes:
         result = recipe.rows[0].result
         yield _line(
-            *(str(recipe.number), result.method, f"{result.iters:,}", shown(recipe.words, COLUMNS)),
+            *(str(recipe.number), recipe.method, f"{result.iters:,}", shown(recipe.words, COLUMNS)),
             *(_over_seeds([row.result.compared[2] for row in recipe.rows if row.result.bits == name]) for name in bits),
         )
 
@@ -186,10 +194,16 @@ def _bits(rows: Iterable[Row]) -> list[str]:
     return [*(name for name in BITS if name in found), *sorted(found.difference(BITS))]
 
 
-def _order(row: Row) -> tuple[int, bool, int, tuple[str, ...]]:
+def _order(row: Row) -> tuple[int, bool, str, int, tuple[str, ...]]:
     """Fewest iterations first, the method itself before others, fewest changes first; and what was set."""
-    words = settings(row)
-    return row.result.iters, row.result.method != "QDrop", len(words), words
+    words, method = settings(row), method_called(row)
+    return row.result.iters, method != "QDrop", method, len(words), words
+
+
+def method_called(row: Row) -> str:
+    """What a run's method is called: one of the paper's by its drop, another by its name in the table of methods."""
+    name = method_of(row.config.quant)
+    return row.result.method if name in (None, *BY_DROP) else METHODS[name].title
 
 
 def _short(words: Iterable[str]) -> str:

@@ -59,6 +59,7 @@ def test_every_published_figure_is_in_the_page():
                 assert load_config(EXP / bits / figures["folder"] / "config.yaml").model.type == model
 
 
+GENIEM = {"w_qconfig.quantizer": "AdaRoundLSQFakeQuantize", "recon.weight_scale_lr": 1e-4}
 FIGURES = ({"top1": 81.0}, {"top1": 15.0}, {"top1": 66.0})
 BASE = Result("resnet20", "CIFAR-10", 2, 2, *FIGURES, 0.5, 10, 64, 100, 1, 1.0, 1.0, 1.0)
 
@@ -116,6 +117,13 @@ def test_means_over_seeds_and_a_dash_where_nothing_was_measured(exp):
     assert lines(text, "no drop") == ["| 3 | no drop | 10 | `round_lr=0.02` | - | 60.00 (1) |"]
     assert lines(text, "round-to-nearest") == ["|  | round-to-nearest |  |  | 70.00 (1) | 15.00 ± 0.00 (2) |"]
     assert "# 2: W2A2 seeds 1 2\nqdrop quantize --config exp/w2a2/config.yaml quant.recon.round_lr=0.02" in text
+
+
+def test_each_method_has_a_row_of_its_own(exp):
+    geniem = {f"quant.{key}": value for key, value in GENIEM.items()}
+    text = recorded(exp, finished(exp, "a"), finished(exp, "b", geniem, top1=60.0))
+    assert lines(text, "QDrop") == ["| 1 | QDrop | 10 |  | 66.00 (1) |"]
+    assert lines(text, "GENIE-M") == ["| 2 | GENIE-M | 10 |  | 60.00 (1) |"]
 
 
 def test_a_row_holds_all_and_nothing_of_the_machine(exp):
