@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qdrop.commands.command import exit_status
+from qdrop.commands.command import add_settings, exit_status
 from qdrop.config import load_config
 from qdrop.extras import extra
 from qdrop.runs.page import mean_and_spread
@@ -159,9 +159,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     made.add_argument("--out", type=Path, default=Path("ablate"), metavar="FOLDER", help="for runs and figures")
     made.add_argument("--other", metavar="FOLDER", help="calibration images of another domain, for the study `domain`")
-    made.add_argument(
-        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="key=value", help="data.path=..."
-    )
+    add_settings(made)
     return made
 
 

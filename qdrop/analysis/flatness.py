@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qdrop import checkpoint
-from qdrop.commands.command import exit_status
+from qdrop.commands.command import add_settings, exit_status
 from qdrop.config import load_config
 from qdrop.extras import extra
 from qdrop.graph.insert import quantized_weights
@@ -247,9 +247,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--directions", type=int, default=5, metavar="N", help="random directions")
     made.add_argument("--plane", action="store_true", help="also the loss over two directions")
     made.add_argument("--points", type=int, default=11, metavar="N", help="of the plane, along each side")
-    made.add_argument(
-        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="key=value", help="data.path=..."
-    )
+    add_settings(made)
     return made
 
 

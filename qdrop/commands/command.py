@@ -41,6 +41,13 @@ def exit_status(work: Callable[[], None]) -> int:
     return 0
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The argument of whatever takes settings beside names of its own, which become `overrides`."""
+    parser.add_argument(
+        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="key=value", help="data.path=..."
+    )
+
+
 class _Parser(argparse.ArgumentParser):
     """Its help ends with every setting."""
 

@@ -27,6 +27,7 @@ from qdrop.export.options import Container
 from qdrop.export.program import export_program
 from qdrop.export.translations import TRANSLATIONS
 from qdrop.files import write_file
+from qdrop.graph.ends import giving
 from qdrop.graph.inputs import Example, arguments
 from qdrop.graph.ops import operation, where
 
@@ -72,10 +73,11 @@ def export_onnx(
 
 def to_onnx(model: fx.GraphModule, example: Example, container: Container) -> onnx.ModelProto:
     """The ONNX model that :func:`export_onnx` writes."""
-    copy = _flat(marked(model))
+    copy = marked(model)
+    flat = giving(copy, list(_outputs(copy).values()))
     try:
         program = torch.onnx.export(
-            export_program(copy, arguments(model, example)),
+            export_program(flat, arguments(model, example)),
             input_names=_input_names(arguments(model, example)),
             opset_version=OPSETS[container],
             custom_translation_table=TRANSLATIONS,
@@ -86,7 +88,7 @@ def to_onnx(model: fx.GraphModule, example: Example, container: Container) -> on
         raise _error(model, error) from error
     assert program is not None
     lower(program.model, model, container)
-    return _finished(program.model, _output_names(model))
+    return _finished(program.model, list(_outputs(model)))
 
 
 def _finished(model: ir.Model, outputs: list[str]) -> onnx.ModelProto:
@@ -122,19 +124,11 @@ def _input_names(given: Mapping[str, Any]) -> list[str]:
     return [".".join(path) for path, value in _leaves(given) if isinstance(value, Tensor)]
 
 
-def _output_names(model: fx.GraphModule) -> list[str]:
-    """Names of the outputs, by their places in the nest that the network gives."""
+def _outputs(model: fx.GraphModule) -> dict[str, fx.Node]:
+    """The outputs by their places in the nest that the network gives; what is no output, as a number, left out."""
     (node,) = model.graph.find_nodes(op="output")
-    paths = [path for path, value in _leaves(node.args[0]) if isinstance(value, fx.Node)]
-    return [".".join(path if path and not path[0].isdigit() else ("output", *path)) for path in paths]
-
-
-def _flat(model: fx.GraphModule) -> fx.GraphModule:
-    """A network that gives its outputs one after the other, and nothing that is no output, as a number or None."""
-    (node,) = model.graph.find_nodes(op="output")
-    node.args = (tuple(value for _, value in _leaves(node.args[0]) if isinstance(value, fx.Node)),)
-    model.recompile()
-    return model
+    found = [(path, value) for path, value in _leaves(node.args[0]) if isinstance(value, fx.Node)]
+    return {".".join(path if path and not path[0].isdigit() else ("output", *path)): value for path, value in found}
 
 
 def _leaves(nest: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -49,7 +49,7 @@ def _program(model: nn.Module, given: Arguments, axes: tuple[int, ...]) -> torch
     try:
         with _quiet():
             program = torch.export.export(model, (), dict(given), dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions(products())
+            return program.run_decompositions(products(program))
     except Exception as error:  # a foreign network may raise anything
         raise GraphError(
             f"cannot capture {type(model).__name__}: {first_line(error)}{_line_of_the_model(error)}"

@@ -5,12 +5,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor
+from torch import SymInt, Tensor, fx
+from torch.export import ExportedProgram
 
 
-def products() -> dict[Any, Callable[..., Any]]:
-    """Operators, and the functions that are traced in their place."""
-    aten, known = torch.ops.aten, torch.export.default_decompositions()
+def products(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """Operators of a program, and the functions that are traced in their place."""
+    aten = torch.ops.aten
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
+    called = {node.target for graph in graphs for node in graph.nodes}
+    if called.isdisjoint((aten.einsum.default, aten.tensordot.default)):  # PyTorch's own forms take a second to list
+        return {aten.scaled_dot_product_attention.default: attention}
+    known = torch.export.default_decompositions()
 
     def summed(equation: str, operands: Sequence[Tensor], **given: Any) -> Tensor:
         found = einsum(equation, operands)

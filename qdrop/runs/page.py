@@ -72,11 +72,14 @@ class Recipe:
 
     number: int
     """Counted in its table."""
-    method: str
-    """What it is called."""
     words: tuple[str, ...]
     """The settings, as :func:`settings` gives them."""
     rows: list[Row]
+
+    @property
+    def method(self) -> str:
+        """What it is called."""
+        return method_called(self.rows[0])
 
 
 def page(exp: Path, rows: Iterable[Row]) -> str:
@@ -100,10 +103,7 @@ def page(exp: Path, rows: Iterable[Row]) -> str:
     for (kind, model), section in _by(rows, lambda row: (row.config.data.type, row.result.model)):
         figures = published.get(kind, {}).get(model)
         for (data, images), same in _by(section, lambda row: (row.result.data, row.result.validation_images)):
-            recipes = [
-                Recipe(n, method, words, alike)
-                for n, ((_, _, method, _, words), alike) in enumerate(_by(same, _order), 1)
-            ]
+            recipes = [Recipe(n, words, alike) for n, ((*_, words), alike) in enumerate(_by(same, _order), 1)]
             title = f"### {model}: {data} ({images:,} images)"
             measured += ["", title, "", *_table(recipes, figures)]
             commands += ("", title, "", "```bash", *chain(*map(_command, recipes)), "```")

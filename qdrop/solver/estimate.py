@@ -51,11 +51,16 @@ def _one_pass(parts: list[Segment], inputs: dict[str, Tensor], device: torch.dev
     for index, part in enumerate(parts):
         started = clock()
         out = run_all(part.module, [cache[name].quantized for name in part.inputs], IMAGES, device)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         if part.unit is not None:
             yield part.name, clock() - started
         cache.advance(index, part, out, out)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class Estimate:

@@ -11,7 +11,7 @@ import torch
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from qdrop.runtime.console import bar
-from qdrop.solver.estimate import Estimate, duration, in_words
+from qdrop.solver.estimate import Estimate, duration, in_words, wait_for
 from qdrop.solver.recon import UnitReport
 from qdrop.solver.unit import Step
 
@@ -27,10 +27,9 @@ LONG = 60.0
 def timed(steps: Iterable[T], name: str, count: int, device: torch.device) -> Iterator[T]:
     """Each of `count` steps on a device; says how long they take, once it is known to be long."""
     estimate = Estimate(count)
-    wait = (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
     for done, step in enumerate(steps, 1):
         yield step
-        left = estimate.left(done, wait)
+        left = estimate.left(done, partial(wait_for, device))
         if left is not None and left > LONG:
             log.info("%s: some %s to go on this machine: %s iterations", name, duration(left), f"{count:,}")
 
