@@ -37,7 +37,8 @@ COCO = {
 DETECTORS = [f"coco/{name}/{bits}" for name in COCO for bits in ("w4a4", "w2a4")]
 DETECTORS += [f"coco/yolo_fastestv2/{bits}" for bits in ("w8a8", "w4a4", "w3a3", "w2a4")]
 FOLDERS = [f"{bits}/{arch}" for bits in BITS for arch in IMAGENET] + [
-    f"cifar10/{arch}/{bits}" for arch in CIFAR10 for bits in BITS
+    *(f"cifar10/{arch}/{bits}" for arch in CIFAR10 for bits in BITS),
+    "imagenet/efficientnet_lite0/w4a4",
 ]
 
 
@@ -63,6 +64,12 @@ def test_cifar10_configs(bits, arch):
     assert method_of(config.quant) == "qdrop-e2e" and config.quant.network.iters == 800
     data = config.data
     assert (data.type, data.input_size, data.test_resize, data.augment) == ("cifar10", 32, 32, False)
+
+
+def test_efficientnet_lite0():
+    config = load_config(EXP / "imagenet" / "efficientnet_lite0" / "w4a4" / "config.yaml")
+    assert config.model.type == "timm:tf_efficientnet_lite0" and method_of(config.quant) == "qdrop-e2e"
+    assert (config.quant.w_qconfig.bit, config.quant.a_qconfig.bit, config.quant.recon.iters) == (4, 4, 400)
 
 
 @pytest.mark.parametrize("folder", DETECTORS)

@@ -76,6 +76,9 @@ METHODS: dict[str, Method] = {
 }
 """The table."""
 
+BY_DROP = ("qdrop", "case2", "qdrop-e2e")
+"""Methods that the probability of the drop, and whether a stage follows, tell apart."""
+
 
 def settings_of(name: str) -> dict[str, Any]:
     """All settings that a method stands for, nested."""
@@ -92,6 +95,18 @@ def title_of(quant: Any) -> str:
     """What the method of the settings of a section `quant` is called."""
     name = method_of(quant)
     return "a method of its own" if name is None else METHODS[name].title
+
+
+def called(quant: Any) -> str:
+    """The same in a table's few words, where methods that only the drop tells apart are named by it."""
+    recon = quant.recon
+    if recon is None:
+        return "round-to-nearest"
+    name = method_of(quant)
+    if name not in (None, *BY_DROP):
+        return METHODS[name].title
+    units = {0.5: "QDrop", 1.0: "no drop"}.get(recon.drop_prob, f"drop_prob {recon.drop_prob}")
+    return f"{units} e2e" if quant.network else units
 
 
 def _follows(section: Any, settings: dict[str, Any]) -> bool:

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qdrop.config.methods import METHODS, method_of
 from qdrop.errors import first_line
 from qdrop.runs.table import Row, TableError
 
@@ -21,8 +20,6 @@ BITS = ("W4A4", "W3A3", "W2A4", "W2A2")
 """Of the paper's tables, in this order; others come behind them."""
 COLUMNS = ("quant.recon.iters=", "quant.recon.drop_prob=")
 """Settings that a table shows in columns of their own."""
-BY_DROP = ("nearest", "qdrop", "case2", "qdrop-e2e")
-"""Methods that the probability of the drop, and whether a stage follows, tell apart."""
 WIDTH = 110
 """Columns of a command."""
 OF_LEARNING = ("quant.recon", "quant.network", "quant.calibrate")
@@ -79,7 +76,7 @@ class Recipe:
     @property
     def method(self) -> str:
         """What it is called."""
-        return method_called(self.rows[0])
+        return self.rows[0].method
 
 
 def page(exp: Path, rows: Iterable[Row]) -> str:
@@ -196,14 +193,8 @@ def _bits(rows: Iterable[Row]) -> list[str]:
 
 def _order(row: Row) -> tuple[int, bool, str, int, tuple[str, ...]]:
     """Fewest iterations first, the method itself before others, fewest changes first; and what was set."""
-    words, method = settings(row), method_called(row)
+    words, method = settings(row), row.method
     return row.result.iters, method != "QDrop", method, len(words), words
-
-
-def method_called(row: Row) -> str:
-    """What a run's method is called: one of the paper's by its drop, another by its name in the table of methods."""
-    name = method_of(row.config.quant)
-    return row.result.method if name in (None, *BY_DROP) else METHODS[name].title
 
 
 def _short(words: Iterable[str]) -> str:

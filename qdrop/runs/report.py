@@ -14,7 +14,7 @@ from rich.table import Table
 
 from qdrop.commands.command import exit_status
 from qdrop.runs.result import Result
-from qdrop.runs.table import TableError, read, result_of
+from qdrop.runs.table import Row, TableError, read, row_of
 from qdrop.tasks.task import WORDS
 
 TABLE = "results.jsonl"
@@ -23,7 +23,7 @@ WIDE = 1000
 """Columns where the output is no terminal."""
 
 
-def results(path: Path) -> list[tuple[str, Result]]:
+def rows(path: Path) -> list[tuple[str, Row]]:
     """The finished runs at a place, each with its name.
 
     Args:
@@ -35,24 +35,25 @@ def results(path: Path) -> list[tuple[str, Result]]:
     """
     table = path / TABLE if path.is_dir() else path
     if table.is_file():
-        return [(row.run, row.result) for row in read(table)]
+        return [(row.run, row) for row in read(table)]
     if not path.is_dir():
         raise TableError(f"{path}: no such folder; expected that of a run, or one that holds runs")
     found = [file.parent for file in sorted(path.rglob("result.json"))]
     if not found:
         raise TableError(f"{path}: no finished run in this folder; each leaves a result.json in its own")
-    return [(str(path if folder == path else folder.relative_to(path)), result_of(folder)) for folder in found]
+    return [(str(path if folder == path else folder.relative_to(path)), row_of(folder)) for folder in found]
 
 
-def table_of(runs: Sequence[tuple[str, Result]]) -> Table:
+def table_of(runs: Sequence[tuple[str, Row]]) -> Table:
     """Runs as a table for the terminal, in the order given."""
-    metrics = dict.fromkeys(WORDS.get(result.metric, result.metric) for _, result in runs)
+    metrics = dict.fromkeys(WORDS.get(row.result.metric, row.result.metric) for _, row in runs)
     table = Table("run", "network", "data", "bits", "method", title=f"{', '.join(metrics)}, %")
     for column in ("iterations", "seed", "images", "full precision", "round-to-nearest", "outcome"):
         table.add_column(column, justify="right")
-    for name, result in runs:
+    for name, row in runs:
+        result = row.result
         shown = _shown(result.compared)
-        table.add_row(name, result.model, result.data, result.bits, result.method, *_counts(result), *shown)
+        table.add_row(name, result.model, result.data, result.bits, row.method, *_counts(result), *shown)
     return table
 
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m qdrop.runs.re
     paths = parser.parse_args(argv).runs
 
     def work() -> None:
-        table = table_of([run for path in paths for run in results(path)])
+        table = table_of([run for path in paths for run in rows(path)])
         console = Console()
         (console if console.is_terminal else Console(width=WIDE)).print(table)
 

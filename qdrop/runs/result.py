@@ -135,14 +135,6 @@ class Result:
         """As the paper writes them: W2A4."""
         return f"W{self.w_bit}A{self.a_bit or 32}"
 
-    @property
-    def method(self) -> str:
-        """In a word or two, as far as drop and iterations tell."""
-        if not self.iters:
-            return "round-to-nearest"
-        units = {0.5: "QDrop", 1.0: "no drop"}.get(self.drop_prob or 0.0, f"drop_prob {self.drop_prob}")
-        return f"{units} e2e" if self.network_iters else units
-
     def figures(self) -> dict[str, Any]:
         """All but what it cost: the same for every run of the same settings."""
         costs = ("seconds_calibrate", "seconds_reconstruct", "peak_memory_mb")

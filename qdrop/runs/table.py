@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qdrop.config import Config, config_from_dict, load_config, what_counts
+from qdrop.config.methods import called
 from qdrop.errors import QdropError, first_line
 from qdrop.files import write_file
 from qdrop.runs.result import Result
@@ -50,6 +51,11 @@ class Row:
     def config(self) -> Config:
         """The settings."""
         return config_from_dict(self.settings)
+
+    @property
+    def method(self) -> str:
+        """What its method is called."""
+        return called(self.config.quant)
 
     @cached_property
     def identity(self) -> str:
@@ -98,7 +104,7 @@ def row_of(folder: Path) -> Row:
     Raises:
         TableError: If the folder holds no finished run, or one that cannot be read.
     """
-    result = result_of(folder)
+    result = _result_of(folder)
     try:
         config = load_config(folder / SETTINGS)
         environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
@@ -109,7 +115,7 @@ def row_of(folder: Path) -> Row:
     return Row(folder.resolve().name, "", result, portable(config), kept, units)
 
 
-def result_of(folder: Path) -> Result:
+def _result_of(folder: Path) -> Result:
     """What a finished run found out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Flatness and ablations, from runs of the digits network that take seconds."""
+"""Flatness, ablations and sensitivity, from runs of the digits network that take seconds."""
 
 import csv
 from pathlib import Path
@@ -7,10 +7,12 @@ import pytest
 import torch
 from networks import Network, Residual, filled, images, quantized
 
-from qdrop.analysis import ablate, flatness
+from qdrop.analysis import ablate, flatness, sensitivity
 from qdrop.config import load_config
 from qdrop.graph.insert import quantized_weights
 from qdrop.pipeline import freeze
+from qdrop.quantization.spec import Kind
+from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver.main_imagenet import run
 
 CONFIG = Path(__file__).parents[2] / "exp" / "quickstart" / "config.yaml"
@@ -98,3 +100,34 @@ def test_a_domain_needs_a_folder(capsys):
     with pytest.raises(SystemExit):
         ablate.main(["domain", "--config", str(CONFIG)])
     assert "needs --other FOLDER" in capsys.readouterr().err
+
+
+def test_every_quantizer_is_in_one_unit():
+    network, plan = quantized(filled(Network(Residual())))
+    found = sensitivity.of_units(network, plan)
+    every = [q for (unit, _), chosen in found.items() if unit != sensitivity.ALL for q in chosen]
+    assert sorted(map(id, every)) == sorted(map(id, quantizers(network)))
+    assert found[sensitivity.ALL, Kind.WEIGHT] == quantizers(network, Kind.WEIGHT)
+
+
+def test_the_error_is_that_of_the_chosen_quantizers_alone():
+    network = quantized(filled(Network(Residual())))[0]
+    (name,) = (node.name for node in network.graph.nodes if node.op == "placeholder")
+    batch = {name: images()}
+    assert sensitivity.error(network, [batch], ()) == 0
+    weights = quantizers(network, Kind.WEIGHT)
+    with torch.no_grad(), quantizing(network, weights=False, activations=False):
+        full = network(images())
+    with torch.no_grad(), quantizing(network, activations=False):
+        rounded = network(images())
+    expected = float(((rounded - full) ** 2).mean() / full.var(correction=0))
+    assert sensitivity.error(network, [batch], weights) == pytest.approx(expected) and expected > 0
+
+
+def test_sensitivity_of_a_config(tmp_path, capsys):
+    arguments = ["--config", str(CONFIG), "--out", str(tmp_path), "--evaluate", "--set", *SHORT]
+    assert sensitivity.main(arguments) == 0
+    found = rows(tmp_path / "sensitivity.csv")
+    assert {row["kind"] for row in found} == {"weight", "activation"} and found[-1]["unit"] == sensitivity.ALL
+    assert all(float(row["error"]) > 0 and 0 <= float(row["figure"]) <= 100 for row in found)
+    assert (tmp_path / "sensitivity.png").stat().st_size > 10_000 and sensitivity.ALL in capsys.readouterr().out

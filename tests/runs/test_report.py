@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qdrop.cli import main
+from qdrop.config import config_from_dict, save_config
 from qdrop.runs.result import Result
 from qdrop.runs.table import read
 
@@ -16,9 +17,13 @@ FIGURES = ({"top1": 81.04}, {"top1": 15.2}, {"top1": 66.5})
 RESULT = Result("timm:mine", "photos", 3, 8, *FIGURES, 0.5, 1500, 64, 100, 7, 1.0, 1.0, 1.0)
 
 
-def run(folder: Path, **changes) -> Path:
+def run(folder: Path, *settings: str, **changes) -> Path:
+    """A run folder with some settings, and a result with some changes."""
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(replace(RESULT, **changes).to_dict()))
+    save_config(config_from_dict({}, settings), folder / "config.resolved.yaml")
+    (folder / "env.json").write_text("{}")
+    (folder / "log.jsonl").touch()
     return folder
 
 
@@ -47,13 +52,14 @@ def test_another_metric_has_its_own_names(tmp_path, capsys):
 
 
 def test_runs_of_several_folders_in_their_order(tmp_path, capsys):
-    one = run(tmp_path / "one", drop_prob=1.0)
-    run(tmp_path / "many" / "b" / "run", iters=0, drop_prob=None)
-    run(tmp_path / "many" / "a", a_bit=None, drop_prob=0.25)
+    one = run(tmp_path / "one", "quant.method=case2")
+    run(tmp_path / "many" / "b" / "run", "quant.method=nearest", iters=0, drop_prob=None)
+    run(tmp_path / "many" / "a", "quant.recon.drop_prob=0.25", a_bit=None)
+    run(tmp_path / "many" / "c", "quant.method=brecq")
     rows = shown(capsys, one, tmp_path / "many")
-    assert [row[0] for row in rows[1:]] == ["a", "b/run"]
-    assert [row[3] for row in rows] == ["W3A8", "W3A32", "W3A8"]
-    assert [row[4] for row in rows] == ["no drop", "drop_prob 0.25", "round-to-nearest"]
+    assert [row[0] for row in rows[1:]] == ["a", "b/run", "c"]
+    assert [row[3] for row in rows] == ["W3A8", "W3A32", "W3A8", "W3A8"]
+    assert [row[4] for row in rows] == ["no drop", "drop_prob 0.25", "round-to-nearest", "BRECQ"]
 
 
 @pytest.mark.parametrize("path", [EXP, EXP / "results.jsonl"])
