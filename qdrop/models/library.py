@@ -13,7 +13,8 @@ from torch import nn
 
 from qdrop.errors import QdropError
 from qdrop.extras import extra
-from qdrop.models.weights import WeightsError, WeightsInfo, describe, download, hub_folder, read_state_dict
+from qdrop.models.state_dict import read_state_dict
+from qdrop.models.weights import WeightsError, WeightsInfo, describe, download, hub_folder
 
 HUGGING_FACE = "https://huggingface.co"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -22,7 +22,8 @@ from qdrop.models.mnasnet import mnasnet
 from qdrop.models.mobilenetv2 import mobilenetv2
 from qdrop.models.regnet import regnetx_600m, regnetx_3200m
 from qdrop.models.resnet import resnet18, resnet50
-from qdrop.models.weights import WeightsError, WeightsInfo, load_weights, read_state_dict, resolve_weights
+from qdrop.models.state_dict import load_weights, read_state_dict
+from qdrop.models.weights import WeightsError, WeightsInfo, resolve_weights
 
 Builder = Callable[..., nn.Module]
 log = logging.getLogger(__name__)
