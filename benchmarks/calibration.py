@@ -19,7 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.common import Outcome, Table, axes, bars, interleaved, main
+from benchmarks.common import main
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import interleaved
 from qdrop.quantization.observer import MSEObserver
 from qdrop.quantization.range_search import NORM, WIDTHS, Points, rounding_error
 

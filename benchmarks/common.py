@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, interleaved timing, the record of a run, tables and plots.
+"""How benchmarks are run: arguments, the work, the record of it.
 
 A benchmark is a function from its arguments to an :class:`Outcome`, and ends with
 
@@ -10,143 +10,23 @@ makes benchmarks/README.md. A quick one writes under runs/benchmarks and leaves 
 """
 
 import argparse
-import json
-import platform
 import shlex
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table as RichTable
 
-from qdrop.runs.environment import revision
+from benchmarks.records import Outcome, Record, machine
 from qdrop.runtime.memory import keeping_freed_memory
 from qdrop.runtime.precision import layer_arithmetic
 
 HERE = Path(__file__).parent
 QUICK = HERE.parent / "runs" / "benchmarks"
 """Where quick runs write; not under version control."""
-PACKAGES = ("torch", "torchvision", "numpy")
-COLORS = ("#3a76af", "#d1605e", "#6a9f58", "#e7a13c", "#85609e", "#8c8c8c")
-
-
-# ---- what a benchmark gives ----
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as they are shown, with a caption in words."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """The table as markdown."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join([self.caption, "", *(f"| {' | '.join(line)} |" for line in lines)])
-
-    def show(self) -> None:
-        """Print it, as wide as its cells need it."""
-        table = RichTable(*self.columns)
-        for row in self.rows:
-            table.add_row(*row)
-        wide = sum(max(map(len, column)) + 3 for column in zip(self.columns, *self.rows, strict=True)) + 1
-        print(self.caption)
-        Console(width=wide).print(table)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a benchmark found."""
-
-    figures: dict[str, float]
-    """Every figure under a plain name, such as `resnet20.seconds`; the unit is in the name or it is a ratio."""
-    tables: tuple[Table, ...]
-    """The same for readers."""
-    plot: Figure | None = None
-    """A picture of it."""
-    notes: tuple[str, ...] = ()
-    """What one must know to read the figures: sentences."""
-    command: str | None = None
-    """What reproduces the figures where they are of several runs; None: the command of this one."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """An outcome with what it takes to reproduce it, as kept in a JSON file."""
-
-    benchmark: str
-    title: str
-    command: str
-    quick: bool
-    seconds: float | None
-    """How long it took; None: several runs, of which only the last is known."""
-    machine: dict[str, Any]
-    figures: dict[str, float]
-    tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
-    plot: str | None = None
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON, in a folder that is made if it is not there."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> "Record":
-        """What :meth:`write` wrote.
-
-        Raises:
-            TypeError: If the file holds something else.
-        """
-        data = json.loads(path.read_text(encoding="utf-8"))
-        tables = tuple(
-            Table(t["caption"], tuple(t["columns"]), tuple(map(tuple, t["rows"]))) for t in data.pop("tables")
-        )
-        return cls(tables=tables, notes=tuple(data.pop("notes")), **data)
-
-
-# ---- running one ----
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine and the versions that figures depend on."""
-
-    cpu: str
-    cores: int
-    memory_gb: int
-    gpu: str | None
-    threads: int
-    python: str
-    packages: dict[str, str] = field(default_factory=dict)
-    revision: str | None = None
-
-
-def machine(device: torch.device) -> Machine:
-    """This machine; its GPU only if that is what is measured."""
-    return Machine(
-        cpu=_cpu_name(),
-        cores=psutil.cpu_count() or 1,
-        memory_gb=round(psutil.virtual_memory().total / 2**30),
-        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        threads=torch.get_num_threads(),
-        python=platform.python_version(),
-        packages={package: version(package) for package in PACKAGES},
-        revision=revision(),
-    )
 
 
 def arguments(doc: str, name: str, devices: Sequence[str] = ("cpu", "cuda")) -> argparse.ArgumentParser:
@@ -231,127 +111,6 @@ def keep(record: Record, plot: Figure | None, folder: Path) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot.savefig(picture, dpi=150)
         print(f"plot: {picture}")
-
-
-# ---- timing ----
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of each candidate in each round."""
-
-    seconds: Mapping[str, Sequence[float]]
-
-    def median(self, name: str) -> float:
-        """Median seconds of a candidate."""
-        return statistics.median(self.seconds[name])
-
-    def ratio(self, name: str, base: str) -> float:
-        """Median over rounds of seconds of `name` over those of `base` in the same round."""
-        pairs = zip(self.seconds[name], self.seconds[base], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
-
-def interleaved(
-    candidates: Mapping[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device | None = None,
-    warm_up: int = 1,
-) -> Timings:
-    """Time candidates in turns, so that a machine that slows down slows all of them.
-
-    Args:
-        candidates: Called without arguments, by name.
-        rounds: How often each is timed; every other round goes backwards.
-        device: Waited for before the clock is read, if it is a GPU.
-        warm_up: Calls of each before the first that counts.
-    """
-    for candidate in candidates.values():
-        for _ in range(warm_up):
-            candidate()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds):
-        names = list(candidates)[:: 1 if number % 2 == 0 else -1]
-        for name in names:
-            seconds[name].append(seconds_of(candidates[name], device))
-    return Timings(seconds)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Wall time of one call, with everything it left running on a GPU."""
-    _wait_for(device)
-    started = time.perf_counter()
-    work()
-    _wait_for(device)
-    return time.perf_counter() - started
-
-
-def printed_by(what: str, *arguments: str) -> str:
-    """What a Python process of its own prints, for figures that depend on all that a process has done.
-
-    Args:
-        what: Its name where it fails.
-        arguments: Of the interpreter, such as `-m` and a module.
-
-    Raises:
-        RuntimeError: If it fails; with what it said.
-    """
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{what} failed: {done.stderr[-2000:]}")
-    return done.stdout
-
-
-def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-# ---- plots ----
-
-
-def axes(title: str, x: str, y: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Figure, Axes]:
-    """An empty plot in the common style."""
-    figure = Figure(figsize=size, layout="constrained")
-    ax = figure.subplots()
-    ax.set_title(title, loc="left", fontsize=11)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", color="#dddddd", linewidth=0.8)
-    ax.set_axisbelow(True)
-    return figure, ax
-
-
-def bars(ax: Axes, groups: Sequence[str], series: Mapping[str, Sequence[float]], form: str = "{:.2f}") -> None:
-    """Grouped bars with their values on top: a bar of every series in each group.
-
-    Args:
-        ax: Where.
-        groups: Labels along the x axis.
-        series: Heights by name, one for each group.
-        form: How a value is written.
-    """
-    width = 0.8 / len(series)
-    for number, (name, heights) in enumerate(series.items()):
-        places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(groups))]
-        drawn = ax.bar(places, heights, width * 0.92, label=name, color=COLORS[number % len(COLORS)])
-        ax.bar_label(drawn, [form.format(height) for height in heights], fontsize=8, padding=2)
-    ax.set_xticks(range(len(groups)), groups)
-    ax.margins(y=0.12)
-    if len(series) > 1:
-        ax.legend(frameon=False, fontsize=9)
-
-
-# ---- small print ----
-
-
-def _cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _without_json(argv: Sequence[str]) -> list[str]:

@@ -22,7 +22,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import COLORS, Outcome, Table, axes, interleaved, main
+from benchmarks.common import main
+from benchmarks.plots import COLORS, axes
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import interleaved
 from qdrop.config import ActivationQConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph

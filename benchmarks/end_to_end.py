@@ -16,8 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, fx
 
-from benchmarks.common import Outcome, Table, axes, bars, main, printed_by, seconds_of
+from benchmarks.common import main
 from benchmarks.plain_step import plain, plain_step
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import printed_by, seconds_of
 from benchmarks.whole_run import BATCH, CALIBRATE_RANGE, prepared, published
 from qdrop.config import ReconConfig
 from qdrop.graph.plan import Plan

@@ -17,8 +17,9 @@ import torch
 from torch import fx
 
 import qdrop
-from benchmarks.common import Outcome, Table, arguments, main
+from benchmarks.common import arguments, main
 from benchmarks.plain_step import PlainActivation, PlainWeight, plain, plain_step
+from benchmarks.records import Outcome, Table
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig, WeightQConfig
 from qdrop.graph.scopes import harden
 from qdrop.models import build_model

@@ -29,7 +29,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, fx
 
 import qdrop
-from benchmarks.common import Outcome, Table, Timings, arguments, axes, bars, interleaved, main
+from benchmarks.common import arguments, main
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import Timings, interleaved
 from qdrop.export import export_onnx
 from qdrop.models import build_model
 

@@ -26,7 +26,10 @@ from typing import get_args, get_type_hints
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.common import QUICK, Outcome, Table, arguments, axes, bars, main, printed_by
+from benchmarks.common import QUICK, arguments, main
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import printed_by
 from qdrop.config import CacheConfig, QuantConfig, ReconConfig
 from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph

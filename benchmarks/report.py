@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.common import HERE, Record
+from benchmarks.common import HERE
+from benchmarks.records import Record
 
 HEADER = """\
 # Benchmarks

@@ -19,8 +19,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx
 
-from benchmarks.common import Outcome, Table, axes, bars, interleaved, main, seconds_of
+from benchmarks.common import main
 from benchmarks.plain_step import plain, plain_step
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import interleaved, seconds_of
 from qdrop.config import QuantConfig, ReconConfig
 from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 import qdrop
 from benchmarks import common
-from benchmarks.common import COLORS, HERE, QUICK, Outcome, Record, Table, arguments, axes, label_of
+from benchmarks.common import HERE, QUICK, arguments, label_of
+from benchmarks.plots import COLORS, axes
+from benchmarks.records import Outcome, Record, Table
 from qdrop.config import ActivationQConfig, DataConfig, QuantConfig, ReconConfig
 from qdrop.files import write_file
 from qdrop.models import build_model

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 import qdrop
-from benchmarks.common import interleaved
 from benchmarks.step import CASES, candidates
+from benchmarks.timing import interleaved
 from qdrop.quantization.affine import fake_quantize
 from qdrop.quantization.drop import Drop, stream
 from qdrop.runtime.memory import keeping_freed_memory

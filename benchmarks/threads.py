@@ -19,7 +19,10 @@ from unittest.mock import patch
 import psutil
 from matplotlib.figure import Figure
 
-from benchmarks.common import Outcome, Table, arguments, axes, bars, main, printed_by
+from benchmarks.common import arguments, main
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Table
+from benchmarks.timing import printed_by
 from qdrop.runtime.openmp import ASLEEP, VARIABLE
 
 POLICIES = {"asleep": ASLEEP, "spinning": None}

@@ -10,12 +10,13 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import calibration, common, depth, end_to_end, memory, threads
+from benchmarks import calibration, depth, end_to_end, memory, threads, timing
 from benchmarks.common import HERE
 
 CPU = torch.device("cpu")
 SHARED = (
-    "__init__", "common", "coverage", "coverage_case", "plain_step", "report", "study", "thread_cases", "whole_run",
+    "__init__", "common", "coverage", "coverage_case", "plain_step", "plots", "records", "report", "study",
+    "thread_cases", "timing", "whole_run",
 )  # fmt: skip
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in SHARED)
 
@@ -90,7 +91,7 @@ def test_memory(monkeypatch):
         figures = {"peak_mb": 3000.0, "anonymous_mb": 2000.0, "seconds": 1.0}
         return subprocess.CompletedProcess(command, 0, json.dumps(figures), "")
 
-    monkeypatch.setattr(common.subprocess, "run", fake)
+    monkeypatch.setattr(timing.subprocess, "run", fake)
     args = memory.parser().parse_args(["--quick"])
     args.device = CPU
     outcome = memory.measure(args)
@@ -102,7 +103,7 @@ def test_memory(monkeypatch):
 
 def test_a_failed_setting_says_why(monkeypatch):
     monkeypatch.setattr(
-        common.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", "no memory")
+        timing.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", "no memory")
     )
     with pytest.raises(RuntimeError, match="resnet18 with cpu/float32 failed: no memory"):
         memory.in_a_process("resnet18", "cpu/float32", 1, Namespace(units=1, threads=1, device=CPU))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.common import HERE, Record
+from benchmarks.common import HERE
+from benchmarks.records import Record
 
 RECORDS = sorted((HERE / "results").glob("*.json"))
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from benchmarks import common
-from benchmarks.common import Outcome, Record, Table, Timings, arguments, axes, bars, interleaved
+from benchmarks.common import arguments
+from benchmarks.plots import axes, bars
+from benchmarks.records import Outcome, Record, Table
+from benchmarks.timing import Timings, interleaved
 
 TABLE = Table("A caption.", ("case", "seconds"), (("small", "1.0"), ("large", "2.0")))
 

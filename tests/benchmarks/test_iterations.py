@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import common, iterations_mobilenetv2, study
-from benchmarks.common import HERE, Record
+from benchmarks.common import HERE
 from benchmarks.iterations import STUDY
+from benchmarks.records import Record
 from benchmarks.study import FAST, PUBLISHED, key_of, measurement, name_of
 from qdrop.commands.command import parse_args
 from qdrop.config import PRESETS
