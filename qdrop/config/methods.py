@@ -71,13 +71,13 @@ METHODS: dict[str, Method] = {
     "qdrop-e2e": Method(
         "QDrop, then end to end",
         "this project, docs/how_it_works.md",
-        {"a_qconfig": {"observer": "ClippingObserver"}, "network": {}},
+        {"a_qconfig": {"observer": "ClippingObserver"}, "recon": {"drop_prob": 0.75}, "network": {}},
     ),
 }
 """The table."""
 
-BY_DROP = ("qdrop", "case2", "qdrop-e2e")
-"""Methods that the probability of the drop, and whether a stage follows, tell apart."""
+BY_DROP = ("qdrop", "case2")
+"""Methods that only the probability of the drop tells apart."""
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def title_of(quant: Any) -> str:
 
 
 def called(quant: Any) -> str:
-    """The same in a table's few words, where methods that only the drop tells apart are named by it."""
+    """The same in a table's few words, where what only the drop tells apart is named by it."""
     recon = quant.recon
     if recon is None:
         return "round-to-nearest"
