@@ -47,13 +47,18 @@ WEIGHTS_FIRST = INPUTS_ONLY | {"input": "weights"}
 """While the rounding learns, all activations of the network are in full precision."""
 
 METHODS: dict[str, Method] = {
+    "qdrop": Method("QDrop", "Wei et al., ICLR 2022", {}),
+    "qdrop-e2e": Method(
+        "QDrop, then end to end",
+        "this project, docs/how_it_works.md",
+        {"a_qconfig": {"observer": "ClippingObserver"}, "recon": {"drop_prob": 0.75}, "network": {}},
+    ),
     "nearest": Method("rounding to the nearest", "-", {"recon": None, "network": None}),
     "adaround": Method("AdaRound", "Nagel et al., ICML 2020", {"recon": WEIGHTS_FIRST | {"granularity": "layer"}}),
     "brecq": Method("BRECQ", "Li et al., ICLR 2021", {"recon": WEIGHTS_FIRST}),
     "case1": Method("QDrop's case 1", "Wei et al., ICLR 2022, section 3", {"recon": WEIGHTS_FIRST}),
     "case2": Method("QDrop's case 2, without drop", "Wei et al., ICLR 2022, section 3", {"recon": NEVER}),
     "case3": Method("QDrop's case 3", "Wei et al., ICLR 2022, section 3", {"recon": INPUTS_ONLY}),
-    "qdrop": Method("QDrop", "Wei et al., ICLR 2022", {}),
     "pdquant": Method(
         "PD-Quant",
         "Liu et al., CVPR 2023",
@@ -67,11 +72,6 @@ METHODS: dict[str, Method] = {
     "mrecg": Method("MRECG with QDrop", "Ma et al., CVPR 2023", {"recon": {"granularity": "mixed"}}),
     "flexround": Method(
         "FlexRound with QDrop", "Lee et al., ICML 2023", {"w_qconfig": {"quantizer": "FlexRoundFakeQuantize"}}
-    ),
-    "qdrop-e2e": Method(
-        "QDrop, then end to end",
-        "this project, docs/how_it_works.md",
-        {"a_qconfig": {"observer": "ClippingObserver"}, "recon": {"drop_prob": 0.75}, "network": {}},
     ),
 }
 """The table."""

@@ -10,16 +10,17 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from qdrop.commands.command import exit_status
 from qdrop.config import HOW, Config, config_from_dict, config_to_dict, load_config
-from qdrop.config.methods import method_of
+from qdrop.config.methods import METHODS
 from qdrop.files import write_file
 from qdrop.runs.page import page
 from qdrop.runs.report import TABLE
-from qdrop.runs.run_folder import PLACES, SETTINGS
+from qdrop.runs.run_folder import PLACES
 from qdrop.runs.table import Row, TableError, read, row_of, write
 
 log = logging.getLogger("qdrop")
@@ -43,6 +44,12 @@ class Experiment:
         quant = self.config.quant
         a_bit = quant.a_qconfig.bit if quant.a_qconfig else None
         return self.config.model.type, self.config.data.type, quant.w_qconfig.bit, a_bit
+
+    @cached_property
+    def by_method(self) -> dict[str, Config]:
+        """The same by each method there is."""
+        settings = config_to_dict(self.config)
+        return {method: config_from_dict(settings, [f"quant.method={method}"]) for method in METHODS}
 
 
 def experiments(exp: Path) -> list[Experiment]:
@@ -74,25 +81,25 @@ def record(exp: Path, runs: Sequence[Path] = ()) -> list[Row]:
         OSError: If the table cannot be written.
     """
     rows = {row.identity: row for row in read(exp / TABLE)}
-    known = experiments(exp) if runs else []
     for folder in runs:
         row = row_of(folder)
-        row = replace(row, command=command(row, _experiment(row, folder, known)))
         log.info("%s: %s", folder, "replaces the run of these settings" if row.identity in rows else "added")
         rows[row.identity] = row
-    if runs:
-        write(exp / TABLE, rows.values())
-    return list(rows.values())
+    known = experiments(exp)
+    found = [replace(row, command=command(row, _experiment(row, known))) for row in rows.values()]
+    if found:
+        write(exp / TABLE, found)
+    return found
 
 
-def _experiment(row: Row, folder: Path, known: Sequence[Experiment]) -> Experiment:
+def _experiment(row: Row, known: Sequence[Experiment]) -> Experiment:
     """The experiment that a run is one of."""
     key = Experiment("", row.config).key
     found = [experiment for experiment in known if experiment.key == key]
     if not found:
         raise TableError(
-            f"{folder / SETTINGS}: {key[0]} on {key[1]} at {row.result.bits} is none of these experiments; add a"
-            " config.yaml for it"
+            f"{row.run}: {key[0]} on {key[1]} at {row.result.bits} is none of these experiments; add a config.yaml"
+            " for it"
         )
     return found[0]
 
@@ -103,11 +110,9 @@ def command(row: Row, experiment: Experiment) -> str:
     words = ["qdrop", "quantize", "--config", experiment.path]
     words += ["data.path=..."] if config.data.path else []
     words += ["model.path=..."] if config.model.path not in ("auto", "embedded") else []
-    base, method = experiment.config, method_of(config.quant)
-    if method is not None and method != method_of(base.quant):
-        words.append(f"quant.method={method}")
-        base = config_from_dict(config_to_dict(base), words[-1:])
-    return " ".join([*words, *changes(base, config), f"process.seed={row.result.seed}"])
+    ways = [[f"quant.method={method}", *changes(base, config)] for method, base in experiment.by_method.items()]
+    shortest = min([*ways, changes(experiment.config, config)], key=lambda way: len(" ".join(way)))
+    return " ".join([*words, *shortest, f"process.seed={row.result.seed}"])
 
 
 def changes(before: Config, after: Config) -> list[str]:
