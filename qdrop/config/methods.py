@@ -51,7 +51,7 @@ METHODS: dict[str, Method] = {
     "qdrop-e2e": Method(
         "QDrop, then end to end",
         "this project, docs/how_it_works.md",
-        {"a_qconfig": {"observer": "ClippingObserver"}, "recon": {"drop_prob": 0.75}, "network": {}},
+        {"a_qconfig": {"observer": "ClippingObserver"}, "network": {}},
     ),
     "nearest": Method("rounding to the nearest", "-", {"recon": None, "network": None}),
     "adaround": Method("AdaRound", "Nagel et al., ICML 2020", {"recon": WEIGHTS_FIRST | {"granularity": "layer"}}),
@@ -76,8 +76,8 @@ METHODS: dict[str, Method] = {
 }
 """The table."""
 
-BY_DROP = ("qdrop", "case2")
-"""Methods that only the probability of the drop tells apart."""
+BY_DROP = ("qdrop", "case2", "qdrop-e2e")
+"""Methods that the probability of the drop, and whether a stage follows, tell apart."""
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -211,7 +211,7 @@ class NetworkConfig:
     scale_rate: NotNegative = 1e-2
     """Learning rate of the scales of weights and activations, as a share of each one's size divided by the largest
     integer of the coarsest grid, which is 3 at 2 bits and 15 at 4; decays to 0 by a cosine."""
-    bias_rate: NotNegative = 3e-3
+    bias_rate: NotNegative = 3e-2
     """The same of the biases, as a share of the standard deviation of each layer's."""
     features: NotNegative = 1.0
     """Weight of the error of what the last layer reads, beside that of the outputs."""
