@@ -111,7 +111,7 @@ def _untangled(candidates: list[_Candidate], wiring: Wiring) -> tuple[list[_Cand
         if sum(node in wiring.layers for node in nodes) <= most:
             joined = replace(first, kind="block", nodes=nodes)
         else:
-            joined = replace(first, nodes=_before_reentry(first.nodes, wiring))
+            joined = replace(first, nodes=_needing_none(first.nodes, tangle, wiring))
             notes.append(f"'{first.module}' is called again behind other layers: it learns on its first calls alone")
             inside = [first]
         candidates = [joined if c is first else c for c in candidates if c is first or c not in inside]
@@ -130,14 +130,10 @@ def _tangle(candidates: list[_Candidate], wiring: Wiring) -> set[fx.Node]:
     return set()
 
 
-def _before_reentry(nodes: tuple[fx.Node, ...], wiring: Wiring) -> tuple[fx.Node, ...]:
-    """Those of `nodes` that need nothing from outside which needs one of them."""
-    kept: set[fx.Node] = set()
-    outside: set[fx.Node] = set()
+def _needing_none(nodes: tuple[fx.Node, ...], tangle: set[fx.Node], wiring: Wiring) -> tuple[fx.Node, ...]:
+    """Those of `nodes` that need nothing of the rest of a tangle: at least its first node is, and not all are."""
+    needing = tangle.difference(nodes)
     for node in wiring.nodes:
-        needs_outside = any(n in outside for n in node.all_input_nodes)
-        if node in nodes and not needs_outside:
-            kept.add(node)
-        elif needs_outside or any(n in kept for n in node.all_input_nodes):
-            outside.add(node)
-    return tuple(node for node in nodes if node in kept)
+        if needing.intersection(node.all_input_nodes):
+            needing.add(node)
+    return tuple(node for node in nodes if node not in needing)

@@ -72,6 +72,21 @@ class RepeatedAcross(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Crossed(nn.Module):
+    """Two layers that are called in turns, each of them first somewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.other = (nn.Conv2d(n, WIDTH, 1) for n in (3, WIDTH, WIDTH))
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        pairs = [(self.one, self.other), (self.other, self.one)] * 2
+        found = [F.relu(second(F.relu(first(x * (number + 1))))) for number, (first, second) in enumerate(pairs)]
+        return self.head(sum(found).mean((2, 3)))
+
+
 class RepeatedInside(nn.Module):
     """A block that calls one of its layers twice."""
 
@@ -373,6 +388,7 @@ KINDS = {
     "shared layer across another": (RepeatedAcross, pictures, "stem conv between head", None),
     "shared layer in a block": (RepeatedInside, pictures, "stem block.conv block.other head", None),
     "shared block": (RepeatedBlock, pictures, "stem block.conv block.other head", None),
+    "shared layers across each other": (Crossed, pictures, "stem one other head", None),
     "one head for several levels": (Levels, pictures, "stem down head.0 head.2", None),
     "tied layers": (Tied, pictures, "stem a", None),
     "tied words": (TiedWords, words, "inner words", None),
