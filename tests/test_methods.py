@@ -57,7 +57,7 @@ def test_an_unknown_method_is_an_error_that_names_them(tmp_path):
     (tmp_path / "c.yaml").write_text("quant:\n  method: qdorp")
     with pytest.raises(ConfigError, match=r"c.yaml:2: quant.method = qdorp: expected qdrop \| qdrop-e2e \| nearest"):
         load_config(tmp_path / "c.yaml")
-    with pytest.raises(ConfigError, match=r"quant.method = \[1\]: expected nearest"):
+    with pytest.raises(ConfigError, match=r"quant.method = \[1\]: expected qdrop"):
         quant([1])
 
 
