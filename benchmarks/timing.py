@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qdrop.solver.estimate import wait_for
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -77,5 +79,5 @@ def printed_by(what: str, *arguments: str) -> str:
 
 
 def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device is not None:
+        wait_for(device)

@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qdrop.commands.command import add_settings, exit_status
+from qdrop.analysis.command import need_pictures, study_parser
+from qdrop.commands.command import exit_status
 from qdrop.config import load_config
-from qdrop.extras import extra
 from qdrop.runs.page import mean_and_spread
 from qdrop.runtime.openmp import run_program
 from qdrop.solver.main_imagenet import run
@@ -141,8 +141,7 @@ def write(found: Sequence[Point], file: Path) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """All runs, then what they come to."""
-    with extra("plots", "pictures"):  # known now rather than after hours
-        import matplotlib.figure  # noqa: F401
+    need_pictures()
     found = points(args)
     write(found, args.out / "ablate.csv")
     for study in args.studies:
@@ -153,13 +152,11 @@ def measure(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser(prog="python -m qdrop.analysis.ablate", description=str(__doc__).split("\n")[0])
+    made = study_parser("ablate", __doc__)
     made.add_argument("studies", nargs="+", choices=[*STUDIES, DOMAIN], metavar="STUDY", help=" | ".join(STUDIES))
     made.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file with settings")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
-    made.add_argument("--out", type=Path, default=Path("ablate"), metavar="FOLDER", help="for runs and figures")
     made.add_argument("--other", metavar="FOLDER", help="calibration images of another domain, for the study `domain`")
-    add_settings(made)
     return made
 
 

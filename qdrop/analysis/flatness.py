@@ -10,12 +10,11 @@ weight's filter, so that a size of 0.1 means the same for every network.
 """
 
 import argparse
-import csv
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qdrop import checkpoint
-from qdrop.commands.command import add_settings, exit_status
+from qdrop.analysis.command import need_pictures, study_parser, write
+from qdrop.commands.command import exit_status
 from qdrop.config import load_config
-from qdrop.extras import extra
 from qdrop.graph.insert import quantized_weights
 from qdrop.models import build_model
 from qdrop.runs.run_folder import SETTINGS
@@ -172,14 +171,6 @@ def load(folder: Path, overrides: Sequence[str], count: int) -> tuple[fx.GraphMo
     return network, {"calibration": (seen, targets[0]), "test": (test, targets[1])}
 
 
-def write(rows: Sequence[Around], file: Path) -> None:
-    """Rows as CSV."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(asdict(rows[0])))
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
-
-
 def draw(rows: Sequence[Around], file: Path) -> None:
     """Relative change against size: a line for each run, calibration images beside test images."""
     from matplotlib.figure import Figure
@@ -218,8 +209,7 @@ def draw_planes(rows: Sequence[Around], file: Path) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """All runs; figures and CSV go into `args.out`."""
-    with extra("plots", "pictures"):  # known now rather than after hours
-        import matplotlib.figure  # noqa: F401
+    need_pictures()
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[Around] = []
     planes: list[Around] = []
@@ -240,14 +230,12 @@ def measure(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser(prog="python -m qdrop.analysis.flatness", description=str(__doc__).split("\n")[0])
+    made = study_parser("flatness", __doc__)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    made.add_argument("--out", type=Path, default=Path("flatness"), metavar="FOLDER", help="for CSV and pictures")
     made.add_argument("--images", type=int, default=512, metavar="N", help="of each kind, at most")
     made.add_argument("--directions", type=int, default=5, metavar="N", help="random directions")
     made.add_argument("--plane", action="store_true", help="also the loss over two directions")
     made.add_argument("--points", type=int, default=11, metavar="N", help="of the plane, along each side")
-    add_settings(made)
     return made
 
 

@@ -8,11 +8,10 @@ Everything is rounded to the nearest, nothing is learned. What stands out is a c
 """
 
 import argparse
-import csv
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,11 +20,11 @@ from rich.table import Table
 from torch import Tensor, fx
 
 from qdrop import pipeline
-from qdrop.commands.command import add_settings, exit_status
+from qdrop.analysis.command import need_pictures, study_parser, write
+from qdrop.commands.command import exit_status
 from qdrop.config import Config, load_config
-from qdrop.extras import extra
 from qdrop.graph.ends import giving, outputs
-from qdrop.graph.inputs import arguments, first, split, to_device
+from qdrop.graph.inputs import all_arguments, split, to_device
 from qdrop.graph.plan import Plan
 from qdrop.models import build_model
 from qdrop.quantization.fake_quant import FakeQuantize
@@ -78,44 +77,44 @@ def of_units(network: fx.GraphModule, plan: Plan) -> dict[tuple[str, Kind], list
     return there | {(ALL, kind): quantizers(network, kind) for kind in Kind}
 
 
+Batches = Sequence[Mapping[str, Tensor]]
+"""Arguments of a network, tensors `[N, ...]`, on its device."""
+Given = Sequence[Sequence[Tensor]]
+"""What it gives for each of some batches: its outputs `[N, ...]`, in order."""
+
+
 @torch.no_grad()
-def error(network: fx.GraphModule, batches: Sequence[Mapping[str, Tensor]], chosen: Sequence[FakeQuantize]) -> float:
-    """How far the network's outputs are from full precision with `chosen` alone on; see :attr:`Row.error`.
-
-    Args:
-        network: A calibrated quantized network.
-        batches: Its arguments, tensors `[N, ...]`, on its device.
-        chosen: Quantizers of it.
-    """
+def given(network: fx.GraphModule, batches: Batches, chosen: Sequence[FakeQuantize]) -> Given:
+    """The outputs of a calibrated quantized network with `chosen`, quantizers of it, alone on."""
     ends = giving(network, outputs(network))
-    found = []
-    for batch in batches:
-        with only(network, ()):
-            wanted = ends(**batch)
-        with only(network, chosen):
-            given = ends(**batch)
-        found += [float(relative_error(*pair)) for pair in zip(given, wanted, strict=True)]
-    return sum(found) / len(found)
+    with only(network, chosen):
+        return [ends(**batch) for batch in batches]
 
 
-def rows(
-    network: fx.GraphModule, plan: Plan, batches: Sequence[Mapping[str, Tensor]], figure: Callable[[], float] | None
-) -> list[Row]:
+def error(found: Given, wanted: Given) -> float:
+    """How far outputs are from those of full precision; see :attr:`Row.error`."""
+    errors = [relative_error(*pair) for batch in zip(found, wanted, strict=True) for pair in zip(*batch, strict=True)]
+    return float(torch.stack(errors).mean())
+
+
+def rows(network: fx.GraphModule, plan: Plan, batches: Batches, figure: Callable[[], float] | None) -> list[Row]:
     """Every unit, its weights and then its activations, in the order in which they are reconstructed.
 
     Args:
         network: A calibrated quantized network.
         plan: Its plan.
-        batches: Its arguments, tensors `[N, ...]`, on its device.
+        batches: Its arguments.
         figure: How good the network is, as it is.
     """
     made = []
+    wanted = given(network, batches, ())
     for (unit, kind), chosen in track(of_units(network, plan).items(), "sensitivity"):
         value = None
         if figure is not None:
             with only(network, chosen):
                 value = figure()
-        made.append(Row(unit, str(kind), len(chosen), error(network, batches, chosen), value))
+        found = error(given(network, batches, chosen), wanted)
+        made.append(Row(unit, str(kind), len(chosen), found, value))
     return made
 
 
@@ -126,13 +125,12 @@ def calibrated(config: Config) -> tuple[fx.GraphModule, Plan, list[dict[str, Ten
     model = task.network(build_model(config.model.type, config.model.kwargs, config.model.path))
     images = task.calibration(config.quant.calibrate_range, config.process.seed)
     task.check(model)
-    inputs = [arguments(model, batch) for batch in images] if isinstance(images, list) else arguments(model, images)
+    inputs = all_arguments(model, images)
     graph = pipeline.capture(model, inputs)
     plan = pipeline.make_plan(graph, config.quant)
     network = pipeline.insert(graph, plan, device)
     pipeline.calibrate(network, inputs, config.quant, device)
-    seen = split(first(inputs, config.quant.calibrate_range), config.quant.calibrate_batch)
-    batches = [dict(to_device(batch, device)) for batch in seen]
+    batches = [to_device(batch, device) for batch in split(inputs, config.quant.calibrate_batch)]
     return network, plan, batches, lambda: next(iter(task.evaluate(network, device).values()))
 
 
@@ -143,14 +141,6 @@ def table(found: Sequence[Row]) -> Table:
         kind = f"{row.quantizers} {row.kind}{'s' if row.quantizers > 1 else ''}"
         made.add_row(row.unit, kind, f"{row.error:.4f}", "" if row.figure is None else f"{row.figure:.2f}")
     return made
-
-
-def write(found: Sequence[Row], file: Path) -> None:
-    """Rows as CSV."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        lines = csv.writer(stream)
-        lines.writerow(field.name for field in fields(Row))
-        lines.writerows(astuple(row) for row in found)
 
 
 def draw(found: Sequence[Row], file: Path) -> None:
@@ -174,8 +164,7 @@ def draw(found: Sequence[Row], file: Path) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """All units; table, figure and CSV."""
-    with extra("plots", "pictures"):  # known now rather than after minutes
-        import matplotlib.figure  # noqa: F401
+    need_pictures()
     with pipeline.arithmetic():
         network, plan, batches, figure = calibrated(load_config(args.config, args.overrides))
         found = rows(network, plan, batches, figure if args.evaluate else None)
@@ -188,11 +177,9 @@ def measure(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser(prog="python -m qdrop.analysis.sensitivity", description=str(__doc__).split("\n")[0])
+    made = study_parser("sensitivity", __doc__)
     made.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file with settings")
-    made.add_argument("--out", type=Path, default=Path("sensitivity"), metavar="FOLDER", help="for figure and CSV")
     made.add_argument("--evaluate", action="store_true", help="also how good each network is, on the data's own figure")
-    add_settings(made)
     return made
 
 

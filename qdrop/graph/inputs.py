@@ -53,6 +53,11 @@ def arguments(model: nn.Module, batch: Example) -> Arguments:
     return given
 
 
+def all_arguments(model: nn.Module, images: Tensor | list[Tensor]) -> Calibration:
+    """The arguments for all calibration images `[N, ...]`; where these are batches of several sizes, of each batch."""
+    return [arguments(model, batch) for batch in images] if isinstance(images, list) else arguments(model, images)
+
+
 def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     """Parameters of a model's `forward` that can be given by name."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -131,7 +131,7 @@ def _tangle(candidates: list[_Candidate], wiring: Wiring) -> set[fx.Node]:
 
 
 def _needing_none(nodes: tuple[fx.Node, ...], tangle: set[fx.Node], wiring: Wiring) -> tuple[fx.Node, ...]:
-    """Those of `nodes` that need nothing of the rest of a tangle: at least its first node is, and not all are."""
+    """Those of `nodes` that need nothing of the rest of a tangle; some, not all, where they hold its first node."""
     needing = tangle.difference(nodes)
     for node in wiring.nodes:
         if needing.intersection(node.all_input_nodes):

@@ -16,7 +16,7 @@ from qdrop import checkpoint, pipeline
 from qdrop.checks import check_sizes
 from qdrop.commands.command import exit_status, parse_args, run_folder
 from qdrop.config import Config, ConfigError, ProcessConfig
-from qdrop.graph.inputs import arguments, count_rows
+from qdrop.graph.inputs import all_arguments, count_rows
 from qdrop.models import build_model_with_info
 from qdrop.quantization.state import quantizing
 from qdrop.runs.result import Result
@@ -66,7 +66,7 @@ def _quantize(config: Config, out: Path) -> Result:
     task.check(network)
 
     # What is quantized where, and the units.
-    inputs = [arguments(network, batch) for batch in images] if isinstance(images, list) else arguments(network, images)
+    inputs = all_arguments(network, images)
     graph = pipeline.capture(network, inputs)
     check_sizes(inputs, graph)
     plan = pipeline.make_plan(graph, quant)

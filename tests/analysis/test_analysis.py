@@ -114,14 +114,16 @@ def test_the_error_is_that_of_the_chosen_quantizers_alone():
     network = quantized(filled(Network(Residual())))[0]
     (name,) = (node.name for node in network.graph.nodes if node.op == "placeholder")
     batch = {name: images()}
-    assert sensitivity.error(network, [batch], ()) == 0
+    wanted = sensitivity.given(network, [batch], ())
+    assert sensitivity.error(wanted, wanted) == 0
     weights = quantizers(network, Kind.WEIGHT)
     with torch.no_grad(), quantizing(network, weights=False, activations=False):
         full = network(images())
     with torch.no_grad(), quantizing(network, activations=False):
         rounded = network(images())
     expected = float(((rounded - full) ** 2).mean() / full.var(correction=0))
-    assert sensitivity.error(network, [batch], weights) == pytest.approx(expected) and expected > 0
+    found = sensitivity.error(sensitivity.given(network, [batch], weights), wanted)
+    assert found == pytest.approx(expected) and expected > 0
 
 
 def test_sensitivity_of_a_config(tmp_path, capsys):
