@@ -8,9 +8,8 @@ from networks import images
 from torch import nn
 
 import qdrop
-from qdrop.config import METHODS, ConfigError, QuantConfig, ReconConfig, config_from_dict, flat, load_config
+from qdrop.config import METHODS, PRESETS, ConfigError, QuantConfig, ReconConfig, config_from_dict, flat, load_config
 from qdrop.config.methods import QDROP, settings_of, title_of
-from qdrop.config.schema import PRESETS
 
 
 def quant(method, overrides=(), **beside):

@@ -11,21 +11,18 @@ from qdrop.config.load import (
     what_counts,
 )
 from qdrop.config.methods import METHODS, Method
-from qdrop.config.schema import (
+from qdrop.config.quant import (
     PRESETS,
     ActivationQConfig,
     CacheConfig,
-    Config,
-    DataConfig,
     LayerBits,
-    ModelConfig,
     NetworkConfig,
-    ProcessConfig,
     QConfig,
     QuantConfig,
     ReconConfig,
     WeightQConfig,
 )
+from qdrop.config.schema import Config, DataConfig, ModelConfig, ProcessConfig
 
 __all__ = [
     "HOW",

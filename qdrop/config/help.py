@@ -9,7 +9,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from qdrop.config.methods import METHODS
-from qdrop.config.schema import PRESETS, Config
+from qdrop.config.quant import PRESETS
+from qdrop.config.schema import Config
 from qdrop.config.yaml_text import Key
 from qdrop.registry import Registry
 

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from qdrop.config.errors import ConfigError, Places, at, in_words, shown
 from qdrop.config.merge import merge
 from qdrop.config.methods import METHODS, settings_of
-from qdrop.config.schema import PRESETS, Config
+from qdrop.config.quant import PRESETS
+from qdrop.config.schema import Config
 from qdrop.config.yaml_text import Key, YamlError, dump, parse
 from qdrop.errors import first_line
 from qdrop.files import write_file

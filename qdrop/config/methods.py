@@ -1,7 +1,7 @@
 """Methods by one word: `quant.method` stands for settings of the section `quant`, as a preset does for a schedule.
 
 A method says how things are learned; bits, data and schedule are free. What an entry does not name is as in QDrop.
-The terms of the settings are explained beside the fields, in schema.py; docs/methods.md has the table for people.
+The terms of the settings are explained beside the fields, in quant.py; docs/methods.md has the table for people.
 """
 
 from dataclasses import dataclass

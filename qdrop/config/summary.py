@@ -1,7 +1,7 @@
 """Which method settings ask for, in a line."""
 
 from qdrop.config.methods import title_of
-from qdrop.config.schema import PRESETS, QuantConfig, ReconConfig
+from qdrop.config.quant import PRESETS, QuantConfig, ReconConfig
 
 
 def summary(quant: QuantConfig, units: int) -> str:

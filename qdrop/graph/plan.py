@@ -16,11 +16,11 @@ from torch import fx
 
 from qdrop.config import QConfig, QuantConfig
 from qdrop.errors import QdropError
-from qdrop.graph.blocks import Blocks, find_blocks
 from qdrop.graph.macs import left_out, multiply_accumulates, share_quantized
 from qdrop.graph.ops import GraphError, row
 from qdrop.graph.placement import Site, Wiring, layer_path
 from qdrop.graph.units import UnitSpec, find_units
+from qdrop.graph.units.blocks import Blocks, find_blocks
 from qdrop.quantization.spec import Kind, QuantizerSpec
 
 EXTRA_BITS = 8

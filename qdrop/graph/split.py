@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import networkx
 from torch import fx
 
-from qdrop.graph.boundary import boundary
 from qdrop.graph.ops import GraphError, activations, inputs
 from qdrop.graph.plan import Plan
 from qdrop.graph.units import UnitSpec
+from qdrop.graph.units.boundary import boundary
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from qdrop.registry import OBJECTIVES
 from qdrop.runtime.memory import give_back_freed_memory, peak_memory_mb
 from qdrop.runtime.precision import layer_arithmetic
 from qdrop.solver.activations.cache import ActivationCache, Pair, Separate, Value, pieces, run_all
-from qdrop.solver.activations.storage import CacheError, Storage
+from qdrop.solver.activations.storage import Storage
+from qdrop.solver.activations.stored import CacheError
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.correction import corrected
 from qdrop.solver.objectives import Objective

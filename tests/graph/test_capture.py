@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from qdrop.graph.capture import capture
+from qdrop.graph.capture.products import attention, einsum
 from qdrop.graph.ops import GraphError, is_listed, operation, owner
-from qdrop.graph.products import attention, einsum
 
 # ---- what comes out ----
 

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from qdrop.checkpoint import describe
 from qdrop.config import ActivationQConfig, QuantConfig, WeightQConfig
-from qdrop.graph.blocks import LARGEST_SHARE
 from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph, quantized_weights
 from qdrop.graph.ops import Role, multiplied
@@ -19,6 +18,7 @@ from qdrop.graph.placement import Wiring
 from qdrop.graph.plan import Plan, make_plan
 from qdrop.graph.scopes import calibrating
 from qdrop.graph.split import segments
+from qdrop.graph.units.blocks import LARGEST_SHARE
 from qdrop.quantization.spec import Kind
 from qdrop.quantization.state import quantizing
 

@@ -22,12 +22,12 @@ from networks import (
 from torch import nn
 
 from qdrop.config import ActivationQConfig, LayerBits, QuantConfig, WeightQConfig
-from qdrop.graph.boundary import FOLDED
 from qdrop.graph.capture import capture
 from qdrop.graph.insert import quantize_graph
 from qdrop.graph.ops import owner
 from qdrop.graph.plan import Plan, PlanError, make_plan
 from qdrop.graph.split import segments
+from qdrop.graph.units.boundary import FOLDED
 from qdrop.models import build_model
 
 STEM = ["stem.0 w8", "stem.0 a4"]

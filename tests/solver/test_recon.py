@@ -17,7 +17,8 @@ from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver import recon
 from qdrop.solver.activations import batches
 from qdrop.solver.activations.cache import Pair, run_all
-from qdrop.solver.activations.storage import Storage, Stored
+from qdrop.solver.activations.storage import Storage
+from qdrop.solver.activations.stored import Stored
 from qdrop.solver.compiler import Compiler
 from qdrop.solver.recon import reconstruct
 from qdrop.solver.unit import ReconstructionError, draw_batches, reconstruct_unit, unit_generator

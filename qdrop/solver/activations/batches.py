@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qdrop.solver.activations.cache import Pair, Separate, Value, pieces
-from qdrop.solver.activations.storage import Stored
+from qdrop.solver.activations.stored import Stored
 
 AHEAD = 2
 """Batches on their way while a step runs."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from qdrop.graph.split import Segment, reads
 from qdrop.quantization.layout import memory_format
-from qdrop.solver.activations.storage import Storage, Stored
+from qdrop.solver.activations.storage import Storage
+from qdrop.solver.activations.stored import Stored
 
 Rows = Tensor | Stored
 """Rows `[N, ...]`, one for each calibration image, that are read by slice or by number."""

@@ -10,7 +10,8 @@ from qdrop.config import CacheConfig
 from qdrop.solver.activations import batches
 from qdrop.solver.activations.batches import Batches
 from qdrop.solver.activations.cache import Pair
-from qdrop.solver.activations.storage import Storage, Stored
+from qdrop.solver.activations.storage import Storage
+from qdrop.solver.activations.stored import Stored
 
 CPU = torch.device("cpu")
 N = 12

@@ -13,9 +13,10 @@ from qdrop.config import CacheConfig, ReconConfig
 from qdrop.graph.split import segments
 from qdrop.runtime.memory import free_and_total, is_out_of_memory
 from qdrop.solver import recon
-from qdrop.solver.activations import storage
+from qdrop.solver.activations import storage, stored
 from qdrop.solver.activations.cache import ActivationCache, run_all
-from qdrop.solver.activations.storage import CacheError, Storage, Stored
+from qdrop.solver.activations.storage import Storage
+from qdrop.solver.activations.stored import CacheError, Stored
 from qdrop.solver.recon import reconstruct
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -89,7 +90,7 @@ def test_what_is_written_is_read(device, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_moving_changes_nothing(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "PART", 100)  # a few rows at a time
+    monkeypatch.setattr(stored, "PART", 100)  # a few rows at a time
     value, before = filled("cpu", dtype), filled("cpu", dtype)[:]
     value.move(Storage(CacheConfig("disk", dtype), CPU, folder=tmp_path).new(SHAPE, torch.float32))
     assert value.place == "disk" and torch.equal(value[:], before)

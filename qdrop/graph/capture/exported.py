@@ -17,10 +17,10 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from qdrop.errors import first_line
+from qdrop.graph.capture.products import products
 from qdrop.graph.captured import CapturedGraph
 from qdrop.graph.inputs import Arguments
 from qdrop.graph.ops import GraphError
-from qdrop.graph.products import products
 from qdrop.quantization.state import holding
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import networkx
 from torch import fx
 
-from qdrop.graph.blocks import LARGEST_SHARE, Blocks, extended, folded
-from qdrop.graph.boundary import FOLDED
 from qdrop.graph.placement import Wiring, layer_path
+from qdrop.graph.units.blocks import LARGEST_SHARE, Blocks, extended, folded
+from qdrop.graph.units.boundary import FOLDED
 
 FEW = 4
 """Layers that may always be one unit."""
@@ -46,7 +46,7 @@ def find_units(wiring: Wiring, blocks: Blocks, quantized: list[str]) -> tuple[li
 
     Args:
         wiring: Roles and sites of the captured graph.
-        blocks: What :func:`qdrop.graph.blocks.find_blocks` found.
+        blocks: What :func:`qdrop.graph.units.blocks.find_blocks` found.
         quantized: Node name of every quantizer.
 
     Returns:

@@ -7,12 +7,12 @@ from torch import SymInt, Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdrop.errors import first_line
-from qdrop.graph.exported import exported
+from qdrop.graph.capture.exported import exported
+from qdrop.graph.capture.products import plain_attention
 from qdrop.graph.inputs import Arguments, Example, arguments, rows
 from qdrop.graph.ops import GraphError, inputs
 from qdrop.graph.passes import simplify
 from qdrop.graph.passes.enlarging import is_enlarging, size_from_the_other
-from qdrop.graph.products import plain_attention
 from qdrop.graph.shapes import record_shapes
 from qdrop.quantization.state import evaluating
 

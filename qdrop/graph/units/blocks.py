@@ -6,9 +6,9 @@ from itertools import takewhile
 
 from torch import fx
 
-from qdrop.graph.boundary import FOLDED, cannot_pass
 from qdrop.graph.ops import Role, operation, stack
 from qdrop.graph.placement import Wiring
+from qdrop.graph.units.boundary import FOLDED, cannot_pass
 
 Modules = dict[str, int]
 """Paths of modules, and how many of the network's layers each holds."""
