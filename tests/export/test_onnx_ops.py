@@ -221,7 +221,8 @@ def test_a_fully_connected_layer_on_tokens(container, per_channel, tmp_path):
 
 
 @pytest.mark.parametrize("kind, size", [("timm:mobilenetv3_small_050", 64), ("torchvision:shufflenet_v2_x0_5", 64),
-                                        ("torchvision:squeezenet1_1", 64), ("digits_resnet", 8)])  # fmt: skip
+                                        pytest.param("torchvision:squeezenet1_1", 64, marks=pytest.mark.slow),
+                                        ("digits_resnet", 8)])  # fmt: skip
 def test_common_networks(kind, size, tmp_path):
     x = torch.randn(3, 1 if kind == "digits_resnet" else 3, size, size)
     model = capture(build_model(kind), x)

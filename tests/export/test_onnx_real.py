@@ -16,12 +16,15 @@ from qdrop.solver.imagenet_util import calibration_images, validation_loader
 
 NETWORKS = [
     ("resnet20", "cifar10/weights/resnet20.safetensors", {"type": "cifar10", "val_limit": 200}, 4),
-    ("mobilenetv2", "imagenet/weights/mobilenetv2.safetensors", {"test_resize": 227, "val_limit": 32}, 8),
+    pytest.param(
+        ("mobilenetv2", "imagenet/weights/mobilenetv2.safetensors", {"test_resize": 227, "val_limit": 32}, 8),
+        marks=pytest.mark.slow,
+    ),
 ]
 """Builder, weights, data and width; rounded to nearest, MobileNetV2 does not stand fewer bits."""
 
 
-@pytest.fixture(scope="module", params=NETWORKS, ids=lambda row: row[0])
+@pytest.fixture(scope="module", params=NETWORKS, ids=("resnet20", "mobilenetv2"))
 def real(request, tmp_path_factory):
     """A quantized network, validation images, its logits for them, how rounding moves these, `[N]`, and its files.
 
