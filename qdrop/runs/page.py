@@ -198,10 +198,15 @@ def _order(row: Row) -> tuple[int, bool, str, int, tuple[str, ...]]:
 
 
 def _short(words: Iterable[str]) -> str:
-    """Settings as a table has room for: the last part of their names; what is nested without its values."""
+    """Settings as a table has room for: the ends of their names; what is nested without its values."""
     parts = (word.partition("=") for word in words)
-    named = (f"{key.rpartition('.')[2]}={'...' if value[0] in '{[' else json.loads(value)}" for key, _, value in parts)
+    named = (f"{_end(key)}={'...' if value[0] in '{[' else json.loads(value)}" for key, _, value in parts)
     return " ".join(f"`{word}`" for word in named)
+
+
+def _end(key: str) -> str:
+    """The last part of a setting's name; two of the stage over the network, whose settings units have as well."""
+    return key.removeprefix("quant.") if key.startswith("quant.network.") else key.rpartition(".")[2]
 
 
 def _by(rows: Iterable[Row], label: Callable[[Row], Label]) -> list[tuple[Label, list[Row]]]:
