@@ -180,6 +180,8 @@ class NetworkConfig:
     integer of the coarsest grid, which is 3 at 2 bits and 15 at 4; decays to 0 by a cosine."""
     bias_rate: NotNegative = 3e-2
     """The same of the biases, as a share of the standard deviation of each layer's."""
+    round_rate: NotNegative = 3e-3
+    """Learning rate of the weights' integers, in steps of their grids; 0: they stay as the units learned them."""
     features: NotNegative = 1.0
     """Weight of the error of what the last layer reads, beside that of the outputs."""
     augment: bool = True

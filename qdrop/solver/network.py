@@ -13,22 +13,22 @@ labels. The integers of the weights stay as the units left them.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.func import functional_call
 
 from qdrop.config import NetworkConfig
-from qdrop.graph.ends import biases, giving, last_read, outputs
+from qdrop.graph.ends import giving, last_read, outputs
 from qdrop.graph.inputs import Arguments, rows, split, tensors, to_device
-from qdrop.graph.ops import place
-from qdrop.quantization.state import quantizers, quantizing
+from qdrop.quantization.state import quantizing
 from qdrop.solver.adam import FusedAdam
 from qdrop.solver.augment import vary
+from qdrop.solver.learned import coarsest, integers, offsets, scales, settle, values
 from qdrop.solver.unit import CHECK_EVERY, Learner, ReconstructionError, draw_batches, falling, unit_generator
 
 log = logging.getLogger("qdrop")
@@ -83,13 +83,14 @@ def learn_network(
     """
     started = time.perf_counter()
     distance = Distance(network, config.features)
-    groups = [(scales(network), config.scale_rate), (offsets(network), config.bias_rate)]
-    learned = [item for group, _ in groups for item in group]
     share = 1 / coarsest(network)
+    groups = [(scales(network), config.scale_rate * share), (offsets(network), config.bias_rate * share)]
+    if config.round_rate:
+        groups.append((integers(network), config.round_rate))
+    groups = [(group, rate) for group, rate in groups if group]
+    learned = [item for group, _ in groups for item in group]
     learners = [
-        Learner(FusedAdam([item.theta for item in group]), falling(rate * share, config.iters))
-        for group, rate in groups
-        if group
+        Learner(FusedAdam([item.theta for item in group]), falling(rate, config.iters)) for group, rate in groups
     ]
     generator = unit_generator(seed, NAME)
     before = over_all(distance, {}, judged(inputs, config, seed), device)
@@ -123,62 +124,6 @@ def _check_finite(loss: Tensor, iteration: int) -> None:
             f"{NAME}: the loss is {loss.item()} at iteration {iteration}; try lower quant.network.scale_rate and"
             " bias_rate"
         )
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A tensor of the network that learns, by how far it is from its start."""
-
-    name: str
-    """Its path in the network."""
-    start: Tensor
-    """Its value before."""
-    theta: nn.Parameter
-    """How far it is, in its shape: 0 at first."""
-    move: Callable[[Tensor, Tensor], Tensor]
-    """Its value, of both."""
-
-
-def scales(network: fx.GraphModule) -> list[Learned]:
-    """Those of all quantizers, which move by shares of their size: `start * exp(theta)`."""
-    found = {f"{quantizer.spec.name}.scale": quantizer.scale for quantizer in quantizers(network)}
-    return [_learned(name, start, lambda start, theta: start * theta.exp()) for name, start in found.items()]
-
-
-def offsets(network: fx.GraphModule) -> list[Learned]:
-    """All biases, which move by shares of the standard deviation over their layer: `start + deviation * theta`."""
-    return [_learned(name, network.get_parameter(name), _by_deviation) for name in biases(network)]
-
-
-def coarsest(network: fx.GraphModule) -> int:
-    """The largest integer, counted from 0, of the grid with the fewest bits.
-
-    Rates are divided by it. A change of a scale by a share moves the outermost level by that share of so many steps,
-    and Adam moves also what has no gradient but noise: a network of finer grids is hurt by smaller changes.
-    """
-    return min((2**quantizer.spec.bit - 1 for quantizer in quantizers(network)), default=1)
-
-
-def _by_deviation(start: Tensor, theta: Tensor) -> Tensor:
-    return start + start.std(correction=0) * theta
-
-
-def _learned(name: str, start: Tensor, move: Callable[[Tensor, Tensor], Tensor]) -> Learned:
-    start = start.detach().clone()
-    return Learned(name, start, nn.Parameter(torch.zeros_like(start)), move)
-
-
-def values(learned: Sequence[Learned]) -> dict[str, Tensor]:
-    """What the network's tensors are now, by path; differentiable."""
-    return {item.name: item.move(item.start, item.theta) for item in learned}
-
-
-@torch.no_grad()
-def settle(network: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
-    """Put values in the place of the network's own tensors."""
-    for name, value in values.items():
-        holder, attribute = place(network, name)
-        getattr(holder, attribute).copy_(value)
 
 
 class Distance:
