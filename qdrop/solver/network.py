@@ -1,12 +1,13 @@
-"""The whole network learns, once its units have: scales and biases, towards what it gives in full precision.
+"""The whole network learns, once its units have, towards what it gives in full precision.
 
 A unit is learned towards its own output, and knows nothing of what the units behind it make of its error. Here the
 error is that of the network's outputs and of the features its last layer reads, on the calibration images and without
-labels. The integers of the weights stay as the units left them.
+labels.
 
     for every iteration:
         scales = start * exp(theta)                     # a step changes each by the same share, whatever its size
         biases = start + deviation * theta
+        integers = round(start + theta)                 # of the weights; straight-through
         loss = distance(network(batch) with these, network(batch) in full precision)
         theta = Adam(gradient of the loss)
 """
@@ -36,7 +37,6 @@ log = logging.getLogger("qdrop")
 NAME = "the whole network"
 """What this stage is called beside the units; its random numbers depend on the seed and on this."""
 
-
 SMALLEST = 1e-12
 """Of a variance that something is divided by."""
 
@@ -65,7 +65,7 @@ def learn_network(
     device: torch.device,
     watch: Watch = iter,
 ) -> NetworkReport:
-    """Learn the scales and biases of a network whose units are learned; nothing of it changes if that does not help.
+    """Learn a network whose units are learned, as a whole; nothing of it changes if that does not help.
 
     Args:
         network: A quantized graph on `device`, its rounding final; changed in place.
@@ -84,13 +84,16 @@ def learn_network(
     started = time.perf_counter()
     distance = Distance(network, config.features)
     share = 1 / coarsest(network)
-    groups = [(scales(network), config.scale_rate * share), (offsets(network), config.bias_rate * share)]
-    if config.round_rate:
-        groups.append((integers(network), config.round_rate))
-    groups = [(group, rate) for group, rate in groups if group]
+    groups = [
+        (scales(network), config.scale_rate * share),
+        (offsets(network), config.bias_rate * share),
+        (integers(network) if config.round_rate else [], config.round_rate),
+    ]
     learned = [item for group, _ in groups for item in group]
     learners = [
-        Learner(FusedAdam([item.theta for item in group]), falling(rate, config.iters)) for group, rate in groups
+        Learner(FusedAdam([item.theta for item in group]), falling(rate, config.iters))
+        for group, rate in groups
+        if group
     ]
     generator = unit_generator(seed, NAME)
     before = over_all(distance, {}, judged(inputs, config, seed), device)
@@ -111,8 +114,8 @@ def learn_network(
         settle(network, outcome)
     else:
         log.warning(
-            "%s: learning did not help, and is undone: loss %.5g -> %.5g; try lower quant.network.scale_rate and"
-            " bias_rate",
+            "%s: learning did not help, and is undone: loss %.5g -> %.5g; try lower quant.network.scale_rate,"
+            " bias_rate and round_rate",
             *(NAME, before, after),
         )
     return NetworkReport(before, after, time.perf_counter() - started)
@@ -121,8 +124,8 @@ def learn_network(
 def _check_finite(loss: Tensor, iteration: int) -> None:
     if not loss.isfinite():
         raise ReconstructionError(
-            f"{NAME}: the loss is {loss.item()} at iteration {iteration}; try lower quant.network.scale_rate and"
-            " bias_rate"
+            f"{NAME}: the loss is {loss.item()} at iteration {iteration}; try lower quant.network.scale_rate,"
+            " bias_rate and round_rate"
         )
 
 

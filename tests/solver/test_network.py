@@ -11,7 +11,8 @@ from qdrop.config import NetworkConfig
 from qdrop.graph.insert import quantized_weights
 from qdrop.quantization.state import quantizers, quantizing
 from qdrop.solver.augment import vary
-from qdrop.solver.network import Distance, judged, learn_network, offsets, relative_error, scales, values
+from qdrop.solver.learned import integers, offsets, scales, values
+from qdrop.solver.network import Distance, judged, learn_network, relative_error
 from qdrop.solver.unit import ReconstructionError
 
 CPU = torch.device("cpu")
@@ -49,9 +50,10 @@ def test_the_distance_is_that_of_outputs_and_features(network):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_it_learns_scales_and_biases_and_no_integer(network, augment):
+@pytest.mark.parametrize("round_rate", [0.0, 3e-3])
+def test_it_learns_scales_and_biases_and_integers_where_they_have_a_rate(network, augment, round_rate):
     before = tensors(network)
-    config = replace(CONFIG, augment=augment, features=0.0, batch_size=16)
+    config = replace(CONFIG, augment=augment, features=0.0, batch_size=16, round_rate=round_rate)
     (varied,) = judged(INPUTS, config, 1)
     assert torch.equal(varied["x"], INPUTS["x"]) != augment
     with torch.no_grad(), quantizing(network, weights=False, activations=False):
@@ -61,7 +63,22 @@ def test_it_learns_scales_and_biases_and_no_integer(network, augment):
     with torch.no_grad(), quantizing(network):
         assert report.loss_after == pytest.approx(float(relative_error(network(**varied), target)), rel=1e-4)
     changed = {name for name, value in tensors(network).items() if not torch.equal(value, before[name])}
-    assert changed == {item.name for item in (*scales(network), *offsets(network))}
+    others = changed - {item.name for item in (*scales(network), *offsets(network))}
+    assert len(changed) - len(others) == len(scales(network)) + len(offsets(network))
+    assert others <= {item.name for item in integers(network)} and bool(others) == bool(round_rate)
+
+
+def test_an_integer_starts_where_its_unit_left_it_and_moves_by_steps_within_its_grid(network):
+    quantizer = next(q for q in quantizers(network) if q.spec.name == "body.0.conv1.weight_quantizer")
+    quantizer.rounding.levels.flatten()[:2] = torch.tensor([0, 2**quantizer.spec.bit - 1])
+    (item,) = (item for item in integers(network) if item.name.startswith(quantizer.spec.name))
+    assert torch.equal(values([item])[item.name].round(), quantizer.rounding.levels.float())
+    with torch.no_grad():
+        item.theta.fill_(-1.0)
+    moved = values([item])[item.name]
+    assert torch.allclose(moved.detach(), (quantizer.rounding.levels.float() - 1).clamp(min=0))
+    (grad,) = torch.autograd.grad(moved.sum(), item.theta)
+    assert torch.equal(grad == 1, quantizer.rounding.levels > 0)  # straight through, but for what is held at the end
 
 
 def test_the_same_seed_gives_the_same_network(network):
