@@ -157,7 +157,7 @@ def reconstruct(
 def learn_network(
     network: fx.GraphModule, inputs: Calibration, quant: QuantConfig, seed: int, device: torch.device
 ) -> NetworkReport | None:
-    """Learn over the whole network, where `quant.network` asks for it; see `solver/network.py`.
+    """Learn over the whole network, where `quant.network` asks for it; see `solver/network/stage.py`.
 
     Args:
         network: A network on `device` whose units are learned, changed in place.

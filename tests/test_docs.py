@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qdrop.cli import COMMANDS
-from qdrop.config import Config, config_to_dict, flat
+from qdrop.config import Config, NetworkConfig, QuantConfig, config_to_dict, flat
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +37,7 @@ def test_anchors_are_headings(page):
 
 
 def test_settings_exist(page):
-    keys = [key for key, _ in flat(config_to_dict(Config()))]
+    keys = [key for key, _ in flat(config_to_dict(Config(QuantConfig(network=NetworkConfig()))))]
     known = {key.rsplit(".", n)[0] for key in keys for n in range(4)} | {"quant.recon.preset", "quant.method"}
     text = BLOCK.sub(lambda block: "" if block[1] == "python" else block[0], text_of(page))
     named = re.findall(r"(?<![\w./-])((?:quant|model|data|process)\.[a-z_]+(?:\.[a-z_]+)*)(?![\w/(])", text)

@@ -10,9 +10,9 @@ import qdrop
 from qdrop.config import NetworkConfig
 from qdrop.graph.insert import quantized_weights
 from qdrop.quantization.state import quantizers, quantizing
-from qdrop.solver.augment import vary
-from qdrop.solver.learned import integers, offsets, scales, values
-from qdrop.solver.network import Distance, judged, learn_network, relative_error
+from qdrop.solver.network.augment import vary
+from qdrop.solver.network.learned import integers, offsets, scales, values
+from qdrop.solver.network.stage import Distance, judged, learn_network, relative_error
 from qdrop.solver.unit import ReconstructionError
 
 CPU = torch.device("cpu")

@@ -28,8 +28,8 @@ from qdrop.graph.ends import giving, last_read, outputs
 from qdrop.graph.inputs import Arguments, rows, split, tensors, to_device
 from qdrop.quantization.state import quantizing
 from qdrop.solver.adam import FusedAdam
-from qdrop.solver.augment import vary
-from qdrop.solver.learned import coarsest, integers, offsets, scales, settle, values
+from qdrop.solver.network.augment import vary
+from qdrop.solver.network.learned import coarsest, integers, offsets, scales, settle, values
 from qdrop.solver.unit import CHECK_EVERY, Learner, ReconstructionError, draw_batches, falling, unit_generator
 
 log = logging.getLogger("qdrop")
