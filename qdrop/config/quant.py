@@ -181,8 +181,8 @@ class NetworkConfig:
     bias_rate: NotNegative = 3e-2
     """The same of the biases, as a share of the standard deviation of each layer's."""
     round_rate: NotNegative = 3e-3
-    """Learning rate of the weights' integers, in steps of their grids; 0: they stay as the units learned them, which was
-    better with 128 images and worse with 1,024."""
+    """Learning rate of the weights' integers, in steps of their grids; 0: they stay as the units learned them. That was
+    better with 128 images, and worse with 1,024."""
     features: NotNegative = 1.0
     """Weight of the error of what the last layer reads, beside that of the outputs."""
     augment: bool = True
