@@ -55,13 +55,13 @@ class FakeQuantize(nn.Module):
 
     def quantize(self, x: Tensor, keep: Mask | None) -> Tensor:
         """`x` on the grid, where `keep` (shape of `x`; None: everywhere) says so."""
-        return self.rounding(x, *self._grid_along(x), keep)
+        return self.rounding(x, *self.grid_along(x), keep)
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point `[C]` to round `x` with, with the gradients the quantizer learns by."""
         return self.scale, self.zero_point
 
-    def _grid_along(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def grid_along(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`grid`, to broadcast along the channels of `x`."""
         scale, zero_point = (along_channels(v, x, self.spec.ch_axis) for v in self.grid(x))
         return scale, zero_point
@@ -86,15 +86,15 @@ class FakeQuantize(nn.Module):
 
     def prepare(self, weight: Tensor) -> None:
         """Set a weight's integers to the nearest on the grid as it is."""
-        self.rounding.prepare(weight, *self._grid_along(weight))
+        self.rounding.prepare(weight, *self.grid_along(weight))
 
     def learning(self, weight: Tensor) -> AbstractContextManager[None]:
         """Inside: the rounding of a weight is soft."""
-        return self.rounding.learning(weight, *self._grid_along(weight))
+        return self.rounding.learning(weight, *self.grid_along(weight))
 
     def harden(self, weight: Tensor) -> float:
         """Make the rounding learned for a weight final; the share of its elements, 0 to 1, not at the nearest."""
-        return self.rounding.harden(weight, *self._grid_along(weight))
+        return self.rounding.harden(weight, *self.grid_along(weight))
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from qdrop.graph.ends import biases
 from qdrop.graph.insert import QuantizedWeight, quantized_weights
 from qdrop.graph.ops import place
-from qdrop.quantization.affine import along_channels
 from qdrop.quantization.rounding.base import HeldRounding
 from qdrop.quantization.state import quantizers
 
@@ -59,16 +58,16 @@ def integers(network: fx.GraphModule) -> list[Learned]:
 @torch.no_grad()
 def _integers_of(found: QuantizedWeight, levels: Tensor) -> Learned:
     quantizer = found.quantizer
-    scale, zero_point = (along_channels(v, found.weight, quantizer.spec.ch_axis) for v in quantizer.grid(found.weight))
-    place = found.weight / scale + zero_point - quantizer.qmin
-    start = levels + (place - levels).clamp(-HALF, HALF)
+    scale, zero_point = quantizer.grid_along(found.weight)
+    between = found.weight / scale + zero_point - quantizer.qmin
+    start = levels + (between - levels).clamp(-HALF, HALF)
     top = quantizer.qmax - quantizer.qmin
     return _learned(f"{quantizer.spec.name}.rounding.levels", start, partial(_rounded, top=top))
 
 
 def _rounded(start: Tensor, theta: Tensor, top: int) -> Tensor:
-    place = (start + theta).clamp(-HALF, top + HALF)
-    return place + (place.round() - place).detach()
+    between = (start + theta).clamp(-HALF, top + HALF)
+    return between + (between.round() - between).detach()  # exact: neither sum nor difference is rounded
 
 
 def coarsest(network: fx.GraphModule) -> int:
@@ -99,5 +98,4 @@ def settle(network: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
     """Put values in the place of the network's own tensors."""
     for name, value in values.items():
         holder, attribute = place(network, name)
-        own = getattr(holder, attribute)
-        own.copy_(value if own.is_floating_point() else value.round())
+        getattr(holder, attribute).copy_(value)
